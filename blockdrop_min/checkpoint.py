@@ -1,0 +1,90 @@
+"""Saving and loading a run. A checkpoint is one dict of plain types and tensors, which rebuilds everything it needs."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from .model import BlockDrop, FixedPolicy
+from .policy import policy_net
+from .resnet import resnet
+from .settings import Settings
+from .weights import load_state, read_file
+
+NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+FORMAT = "blockdrop_min 1"
+
+
+def write_safely(path, write):
+    """Calls write(file) on a temporary file beside `path`, flushes it to the disk, and renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(folder, state):
+    """Writes a run's checkpoint, keeping the one before, and its rows to metrics.jsonl, one JSON object a line."""
+    path = Path(folder) / NAME
+    if path.exists():
+        path.with_name(PREVIOUS).unlink(missing_ok=True)
+        os.link(path, path.with_name(PREVIOUS))
+    write_safely(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    rows = "".join(json.dumps(row) + "\n" for row in state["metrics"])
+    write_safely(path.with_name("metrics.jsonl"), lambda file: file.write(rows.encode()))
+
+
+def read(path):
+    """A checkpoint's dict, from a run folder or a file; ValueError, one line, if it is none of ours.
+
+    Of a folder whose newest checkpoint cannot be read, the one before is taken, and `note` in the dict says so.
+    """
+    path = Path(path)
+    if path.is_dir():
+        try:
+            return read(path / NAME)
+        except ValueError as problem:
+            if not (path / PREVIOUS).exists():
+                raise
+            return {**read(path / PREVIOUS), "note": f"{problem}; going on from the one before, {PREVIOUS}"}
+    state = read_file(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of blockdrop_min (format {FORMAT!r})")
+    return state
+
+
+def build(settings, num_classes, mean, std):
+    """An untrained `BlockDrop` as the settings say."""
+    net = resnet(settings.depth, num_classes, settings.family)
+    u = settings.fixed_policy(net.segments)
+    policy = policy_net(net.num_blocks, settings.family, settings.policy_width, settings.policy_half) if u is None else FixedPolicy(u)
+    return BlockDrop(net, policy, mean, std)
+
+
+def restore(state, path):
+    """The `BlockDrop` that a checkpoint holds, in eval mode. ValueError if its parts do not fit together."""
+    try:
+        settings, classes = Settings(**state["settings"]), state["classes"]
+        model = build(settings, len(classes), state["mean"], state["std"])
+        load_state(model.resnet, state["resnet"], f"{path}, resnet")
+        load_state(model.policy, state["policy"], f"{path}, policy")
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"{path} is damaged or from another version of blockdrop_min: {type(problem).__name__} {problem}") from None
+    return model.eval()
+
+
+def load(path, device="cpu"):
+    """A trained `BlockDrop` in eval mode, from a run folder or a checkpoint file; nothing else is needed.
+
+    It takes images [B, 3, H, W], uint8 or float in [0, 1], and normalises them itself:
+    `logits, u = load("runs/demo")(images)`.    Raises ValueError if the file is missing, damaged or not a checkpoint.
+    """
+    return restore(read(path), path).to(device, memory_format=torch.channels_last)
+
+

@@ -1,0 +1,172 @@
+"""Data sets, the validation split, and augmentation of whole batches on the device.
+
+Small images live in memory as one uint8 tensor [N, 3, H, W]. `imagenet` is read from its files by worker processes, to
+256 x 256 pixels; everything after that is the same. Nothing here normalises: that is in `BlockDrop.prepare`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets, transforms
+
+from .shapes import SHAPES, make_shapes
+
+DATA = ("shapes", "cifar10", "cifar100", "folder", "imagenet")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, std
+STREAM_SIZE = 256  # side to which images that are not kept in memory are resized
+
+
+def seeded(*key, device="cpu"):
+    """A random generator whose state is a function of the key: the same key gives the same numbers in any run."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels. images: uint8 [N, 3, H, W], or a data set that reads them; difficulty: [N] in [0, 1] or None."""
+
+    images: torch.Tensor | Subset
+    labels: torch.Tensor
+    difficulty: torch.Tensor | None = None
+
+    def __len__(self):
+        return len(self.labels)
+
+    def subset(self, index):
+        in_memory = isinstance(self.images, torch.Tensor)
+        difficulty = None if self.difficulty is None else self.difficulty[index]
+        return Split(self.images[index] if in_memory else Subset(self.images, index.tolist()), self.labels[index], difficulty)
+
+    def to(self, device):
+        """Moves what is in memory to the device."""
+        images = self.images.to(device) if isinstance(self.images, torch.Tensor) else self.images
+        return Split(images, self.labels.to(device), self.difficulty)
+
+    def batches(self, batch_size, order=None, workers=0):
+        """Yields (x uint8 [B, 3, H, W], y [B]) in this order of indices, the last batch short. None: as they lie."""
+        order = torch.arange(len(self)) if order is None else order
+        device = self.labels.device
+        if isinstance(self.images, torch.Tensor):
+            for index in order.to(device).split(batch_size):
+                yield self.images[index], self.labels[index]
+        else:
+            loader = DataLoader(self.images, batch_size, sampler=order.tolist(), num_workers=workers)
+            for x, y in loader:
+                yield x.to(device, non_blocking=True), y.to(device)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run needs of its data set. Training images are cropped to `crop` after padding by `pad`, and flipped."""
+
+    train: Split
+    val: Split
+    test: Split | None
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: int
+    pad: int
+
+
+def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_test=False):
+    """The data set `name`, one of DATA. The test set is read only if `with_test`.
+
+    root: the folder of files (not for shapes).    image_size: resize to this side, 0 = as the images are.
+    train_images: use this many, drawn at random; 0 = all (shapes: 10,000), validation images included.
+    val_images are cut from the training images; the cut does not depend on the run's seed.
+    Raises ValueError, one line, on missing, empty, corrupt or mixed-size files, and on splits that cannot be made.
+    """
+    if name == "shapes":
+        size = image_size or 32
+        train, classes = Split(*make_shapes(train_images or 10_000, seed=0, size=size)), tuple(SHAPES)
+        test = Split(*make_shapes(2_000, seed=1, size=size)) if with_test else None
+    elif name in ("cifar10", "cifar100"):
+        train, classes = cifar(name, root, True)
+        test = cifar(name, root, False)[0] if with_test else None
+    else:
+        size = STREAM_SIZE if name == "imagenet" else image_size
+        in_memory = name == "folder"
+        train, classes = folder(Path(root), ("train",), size, in_memory)
+        test, test_classes = folder(Path(root), ("test", "val"), size, in_memory) if with_test else (None, classes)
+        if classes != test_classes:
+            raise ValueError(f"{root}: the classes of train and of the test folder differ")
+    train_images = train_images or len(train)
+    if not (0 < val_images < train_images <= len(train)):
+        raise ValueError(f"{train_images} training images with {val_images} of them for validation cannot be cut from {len(train)}")
+    order = torch.randperm(len(train), generator=seeded("split"))[:train_images]
+    train, val = train.subset(order[val_images:]), train.subset(order[:val_images])
+    if isinstance(train.images, torch.Tensor):
+        pixels = train.images[:20_000].float() / 255
+        mean, std, crop, pad = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)), train.images.shape[-1], train.images.shape[-1] // 8
+        return Data(train, val, test, classes, tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist()), crop, pad)
+    return Data(train, val, test, classes, *IMAGENET, crop=image_size or 224, pad=0)
+
+
+def cifar(name, root, train):
+    """CIFAR from its official files, downloaded by torchvision if they are not there."""
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    try:
+        data = kind(root, train=train, download=True)
+    except (OSError, RuntimeError, EOFError) as problem:
+        raise ValueError(f"{name} is not in {root} and could not be downloaded ({problem}); put {kind.filename} there") from None
+    return Split(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)), tuple(data.classes)
+
+
+def open_image(path):
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as problem:
+        raise ValueError(f"{path} cannot be read as an image ({type(problem).__name__}); repair or remove it") from None
+
+
+def folder(root, names, size, in_memory):
+    """An ImageFolder tree root/<one of names>/<class>/<image>, images resized to a side of `size` unless 0."""
+    found = [root / name for name in names if (root / name).is_dir()]
+    if not found:
+        raise ValueError(f"{root} has no folder {' or '.join(names)}; expected {root / names[0]}/<class>/<image file>")
+    resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
+    try:
+        data = datasets.ImageFolder(found[0], transforms.Compose([*resize, transforms.PILToTensor()]), loader=open_image)
+    except FileNotFoundError as problem:
+        raise ValueError(f"{found[0]}: {str(problem).splitlines()[0]}") from None
+    if not in_memory:
+        return Split(data, torch.tensor(data.targets)), tuple(data.classes)
+    first = data[0][0].shape
+    images = torch.empty(len(data), *first, dtype=torch.uint8)
+    for i, (path, _) in enumerate(data.samples):
+        image = data[i][0]
+        if image.shape != first:
+            raise ValueError(f"{path} is {tuple(image.shape[1:])} pixels and others {tuple(first[1:])}; resize them with --image-size")
+        images[i] = image
+    if first[1] != first[2]:
+        raise ValueError(f"{found[0]}: images are {first[1]} x {first[2]}; make them square with --image-size")
+    return Split(images, torch.tensor(data.targets)), tuple(data.classes)
+
+
+def augment(x, crop, pad, generator):
+    """Each image padded with black, cropped to `crop` at a random place, and flipped at random.
+
+    x: uint8 [B, 3, H, W], on the generator's device.    Returns uint8 [B, 3, crop, crop], channels_last.
+    """
+    x = F.pad(x, (pad, pad, pad, pad))
+    def draw(n):
+        return torch.randint(n, (len(x), 1), generator=generator, device=x.device)
+
+    rows, columns = (draw(side - crop + 1) + torch.arange(crop, device=x.device) for side in x.shape[2:])  # [B, crop]
+    columns = torch.where(draw(2) == 1, columns.flip(1), columns)
+    batch = torch.arange(len(x), device=x.device)[:, None, None]
+    return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def centre_crop(x, crop):
+    """The middle of each image. [B, 3, H, W] -> [B, 3, crop, crop]"""
+    top, left = (x.shape[2] - crop) // 2, (x.shape[3] - crop) // 2
+    return x[:, :, top : top + crop, left : left + crop]

@@ -1,0 +1,106 @@
+"""Every setting, with its default, its range and its help; and the presets.
+
+The defaults are the preset `demo`. A flag of train.py exists for each field, made from this table.
+"""
+
+import argparse
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+
+from .data import DATA, seeded
+from .policy import bound, static_policy
+from .resnet import segments_of
+
+STAGES = ("pretrain", "curriculum", "finetune")
+
+
+def option(default, text, low=None, high=None, choices=None):
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does. Checked when made: ValueError names the setting, the value and what is allowed."""
+
+    preset: str = option("demo", "the preset that the other settings start from")
+    # Data
+    data: str = option("shapes", "data set", choices=DATA)
+    data_dir: str = option("data", "folder with the files of cifar10, cifar100, folder or imagenet")
+    image_size: int = option(0, "resize images to this side (imagenet: crop to it); 0 = as they are (imagenet: 224)", 0, 4096)
+    train_images: int = option(0, "training images to use, validation included; 0 = all (shapes: 10,000)", 0)
+    val_images: int = option(1000, "images cut from the training set for validation", 1)
+    # Networks
+    family: str = option("cifar", "kind of ResNet", choices=("cifar", "imagenet"))
+    depth: int = option(20, "layers of the ResNet (cifar: 6n + 2; imagenet: 18, 34, 50, 101, 152)")
+    resnet: str = option("", "start the ResNet from this file: a run's resnet.pt, or torchvision-named or the authors' weights")
+    policy_start: str = option("", "start the policy network from this torchvision ResNet-18 file (imagenet)")
+    policy_width: int = option(8, "channels of the policy network's first segment (paper: 16; imagenet: 64)", 1, 512)
+    policy_half: bool = option(True, "show the policy network the image at half its size (paper: only on ImageNet)")
+    policy: str = option("learned", "learned, or one for all images: first:K, random:K, distribute:K, or K digits 0/1")
+    keep_bias: float = option(1.0, "initial bias of the policy's logits; above 0 it starts by keeping blocks")
+    # Stages
+    stages: str = option("pretrain,curriculum,finetune", "stages to run, in order")
+    pretrain_epochs: int = option(6, "epochs of pretraining", 0)
+    pretrain_batch: int = option(128, "images a step in pretraining", 2)
+    pretrain_lr: float = option(0.1, "peak learning rate of pretraining (SGD, Nesterov momentum 0.9, weight decay 5e-4)", 0)
+    drop: float = option(0.75, "share of the images that drop random blocks in pretraining; 0 = plain", 0, 1)
+    curriculum_epochs: int = option(3, "epochs of the curriculum", 0)
+    curriculum_batch: int = option(128, "images a step in the curriculum", 2)
+    curriculum_lr: float = option(2e-3, "learning rate of the curriculum (Adam)", 0)
+    curriculum_gamma: float = option(5.0, "penalty of a wrong prediction in the curriculum's reward", 0)
+    free_by: float = option(0.5, "share of the curriculum after which all blocks are free; 0 = one more an epoch (paper)", 0, 1)
+    finetune_epochs: int = option(2, "epochs of joint finetuning", 0)
+    finetune_batch: int = option(128, "images a step in finetuning", 2)
+    finetune_lr: float = option(3e-4, "learning rate of finetuning (Adam)", 0)
+    finetune_gamma: float = option(10.0, "penalty of a wrong prediction in finetuning's reward", 0)
+    full_share: float = option(0.25, "share of each finetuning batch also trained on with all blocks on (paper: 0)", 0, 1)
+    schedule: str = option("cosine", "learning rate: cosine to 0 after a warm-up, or step (x 0.1 at 80 %)", choices=("cosine", "step"))
+    # Policy gradient
+    alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
+    beta: float = option(0.02, "weight of the entropy bonus in the curriculum (authors: 0.1)", 0)
+    finetune_beta: float = option(0.01, "weight of the entropy bonus in finetuning (authors: 0)", 0)
+    # The run
+    seed: int = option(0, "seed of all randomness", 0)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    workers: int = option(4, "processes that read images (imagenet)", 0, 256)
+    amp: bool = option(False, "bfloat16 autocast in training")
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, low, high, choices = getattr(self, f.name), *(f.metadata[key] for key in ("low", "high", "choices"))
+            if choices and value not in choices:
+                raise ValueError(f"--{flag(f.name)} is {value!r}; choose from {', '.join(choices)}")
+            if (low is not None and not value >= low) or (high is not None and not value <= high):
+                limit = f"at least {low}" if high is None else f"between {low} and {high}"
+                raise ValueError(f"--{flag(f.name)} is {value}; it must be {limit}")
+        bound(0.5, self.alpha)
+        unknown = [stage for stage in self.stage_list if stage not in STAGES]
+        if unknown or self.stage_list != [stage for stage in STAGES if stage in self.stage_list] or not self.stage_list:
+            raise ValueError(f"--stages is {self.stages!r}; it must name some of {','.join(STAGES)}, in this order")
+        self.fixed_policy(segments_of(self.depth, self.family))
+
+    @property
+    def stage_list(self):
+        return [stage.strip() for stage in self.stages.split(",") if stage.strip()]
+
+    def epochs(self, stage):
+        """Epochs of a stage; none if it is not to run, and no curriculum for a policy that does not learn."""
+        runs = stage in self.stage_list and not (stage == "curriculum" and self.policy != "learned")
+        return getattr(self, f"{stage}_epochs") if runs else 0
+
+    def fixed_policy(self, segments):
+        """The policy [K] that `--policy` fixes for all images, or None if it is learned. ValueError if it says neither."""
+        num_blocks, kind = sum(segments), self.policy.partition(":")
+        if self.policy == "learned":
+            return None
+        if len(self.policy) == num_blocks and set(self.policy) <= {"0", "1"}:
+            return torch.tensor([float(digit) for digit in self.policy])
+        if kind[0] not in ("first", "random", "distribute") or not kind[2].isdecimal() or not 1 <= int(kind[2]) <= num_blocks:
+            raise ValueError(
+                f"--policy is {self.policy!r}; it must be learned, first:K, random:K or distribute:K with K blocks to keep "
+                f"between 1 and {num_blocks}, or {num_blocks} digits 0 or 1"
+            )
+        return static_policy(kind[0], int(kind[2]), segments, seeded(self.seed, "policy"))
+
+

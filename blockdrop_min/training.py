@@ -1,0 +1,87 @@
+"""One training step of each stage (paper, section 3.3). Read after model.py; the loop around it is in train.py.
+
+pretrain     the ResNet alone, cross-entropy, images drop random blocks so that it learns to do without some
+curriculum   the policy alone, ResNet frozen: policy gradient, blocks freed from the last to the first
+finetune     both: the policy loss plus the cross-entropy of the sampled pass
+
+Every step takes the prepared images x [B, 3, H, W] and the labels y [B] and gives its loss, a mean over images, and what
+it saw of each image, without gradient, for the log.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .curriculum import force_on
+from .model import FixedPolicy
+from .policy import bound, entropy, greedy, policy_loss, sample
+from .reward import reward
+
+
+def set_mode(model, stage):
+    """Training mode and gradients for what the stage learns, eval mode and none for what it leaves as it is."""
+    learns = {"pretrain": (True, False), "curriculum": (False, True), "finetune": (True, True)}[stage]
+    for network, learning in zip((model.resnet, model.policy), learns, strict=True):
+        network.train(learning).requires_grad_(learning)
+
+
+def random_policies(num_images, num_blocks, share, generator):
+    """Policies for pretraining: a `share` of the images draws a keep rate from U(0.15, 1), and each block by that rate.
+
+    Returns [B, K]; the other images keep all.
+    """
+    device = generator.device
+    rate = 0.15 + 0.85 * torch.rand(num_images, 1, generator=generator, device=device)
+    drops = torch.rand(num_images, 1, generator=generator, device=device) < share
+    keep = torch.rand(num_images, num_blocks, generator=generator, device=device) < rate
+    return (keep | ~drops).float()
+
+
+def pretrain_step(model, x, y, share, generator):
+    """Cross-entropy of the ResNet under random policies (`random_policies`); share 0 is plain training."""
+    u = random_policies(len(x), model.resnet.num_blocks, share, generator) if share > 0 else None
+    logits = model.resnet(x, u, execute="sparse")
+    return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
+
+
+@torch.no_grad()
+def correct_under(resnet, x, y, u):
+    """Which predictions are right under the policies u [B, K]: [B] bool. Leaves no trace: eval mode, no gradient."""
+    training = resnet.training
+    resnet.eval()
+    correct = resnet(x, u, execute="sparse").argmax(1) == y
+    resnet.train(training)
+    return correct
+
+
+def policy_step(model, x, y, settings, free, gamma, generator, joint):
+    """The policy gradient step of both stages: `joint` adds the ResNet's cross-entropy on the sampled pass.
+
+    free: [K] bool, the blocks that the policy decides on; the others are forced on.
+    """
+    s = model.policy(x)  # [B, K]
+    s_bounded = bound(s, settings.alpha)
+    u = force_on(sample(s_bounded, generator), free)
+    u_greedy = force_on(greedy(s.detach()), free)
+
+    R_greedy = reward(u_greedy, correct_under(model.resnet, x, y, u_greedy), gamma)  # [B]
+    if joint:
+        logits = model.resnet(x, u, execute="sparse")
+        correct = logits.detach().argmax(1) == y
+    else:
+        correct = correct_under(model.resnet, x, y, u)
+    R = reward(u, correct, gamma)
+    A = R - R_greedy  # self-critical: better or worse than what the policy would do by itself?
+
+    loss = policy_loss(s_bounded, u, A, free) - settings.beta * entropy(s_bounded, free)
+    if joint:
+        loss = loss + F.cross_entropy(logits, y)
+    return loss, {"correct": correct, "R": R, "A": A}
+
+
+def fixed_policy_step(model, x, y):
+    """Finetuning of the ResNet under a policy that does not learn: cross-entropy alone."""
+    logits = model.resnet(x, model.policy.u, execute="sparse")
+    return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
+
+
+__all__ = ["FixedPolicy", "fixed_policy_step", "policy_step", "pretrain_step", "set_mode"]

@@ -1,0 +1,12 @@
+"""Hypothesis profiles, and one thread for all tests: small tensors are slower, and less repeatable, on several."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+SHARED = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", max_examples=25, **SHARED)
+settings.register_profile("ci", max_examples=15, derandomize=True, **SHARED)
+settings.load_profile("ci" if os.environ.get("CI") else "explore")
+torch.set_num_threads(1)
