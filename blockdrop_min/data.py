@@ -5,7 +5,7 @@ Small images live in memory as one uint8 tensor [N, 3, H, W]. `imagenet` is read
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -74,6 +74,11 @@ class Data:
     crop: int
     pad: int
 
+    def to(self, device):
+        """Moves what is in memory to the device."""
+        parts = {name: getattr(self, name).to(device) for name in ("train", "val", "test") if getattr(self, name)}
+        return replace(self, **parts)
+
 
 def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_test=False):
     """The data set `name`, one of DATA. The test set is read only if `with_test`.
@@ -86,7 +91,7 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     if name == "shapes":
         size = image_size or 32
         train, classes = Split(*make_shapes(train_images or 10_000, seed=0, size=size)), tuple(SHAPES)
-        test = Split(*make_shapes(2_000, seed=1, size=size)) if with_test else None
+        test = Split(*make_shapes((train_images or 10_000) // 5, seed=1, size=size)) if with_test else None
     elif name in ("cifar10", "cifar100"):
         train, classes = cifar(name, root, True)
         test = cifar(name, root, False)[0] if with_test else None

@@ -4,7 +4,8 @@ The defaults are the preset `demo`. A flag of train.py exists for each field, ma
 """
 
 import argparse
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
 
@@ -104,3 +105,67 @@ class Settings:
         return static_policy(kind[0], int(kind[2]), segments, seeded(self.seed, "policy"))
 
 
+PAPER = dict(
+    policy_width=16, policy_half=False, keep_bias=0.0, drop=0.0, curriculum_batch=2048, curriculum_epochs=5000, curriculum_lr=1e-3,
+    curriculum_gamma=1.0, free_by=0.0, finetune_batch=256, finetune_epochs=2000, finetune_lr=1e-4, finetune_gamma=10.0,
+    full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0,
+)  # fmt: skip
+CIFAR10 = dict(data="cifar10", val_images=5000, pretrain_epochs=30, curriculum_epochs=10, finetune_epochs=20)
+IMAGENET = dict(
+    data="imagenet", family="imagenet", depth=101, val_images=10_000, policy_width=64, policy_half=True, pretrain_epochs=0,
+    curriculum_batch=2048, curriculum_epochs=45, curriculum_lr=1e-3, free_by=0.0, finetune_batch=320, finetune_epochs=10,
+    finetune_lr=1e-4, finetune_gamma=5.0, full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0, workers=16,
+)  # fmt: skip
+
+# What each preset changes of the defaults. `-paper` is the paper's and the authors' own recipe.
+PRESETS = {
+    "demo": {},
+    "smoke": dict(depth=8, train_images=600, val_images=100, pretrain_epochs=2, curriculum_epochs=2, finetune_epochs=1),
+    "cifar10-resnet32": CIFAR10 | dict(depth=32),
+    "cifar10-resnet110": CIFAR10 | dict(depth=110),
+    "cifar100-resnet32": CIFAR10 | dict(depth=32, data="cifar100"),
+    "cifar100-resnet110": CIFAR10 | dict(depth=110, data="cifar100"),
+    "cifar10-resnet32-paper": CIFAR10 | PAPER | dict(depth=32),
+    "cifar10-resnet110-paper": CIFAR10 | PAPER | dict(depth=110),
+    "imagenet-resnet101": IMAGENET,
+}
+
+
+def flag(name):
+    """The name of a setting's flag, without the dashes."""
+    return name.replace("_", "-")
+
+
+class Parser(argparse.ArgumentParser):
+    """One that answers a bad argument with one line and exit code 2, not with its usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def make_parser():
+    """The parser of train.py, a flag for each setting."""
+    parser = Parser(prog="train.py", description="Train BlockDrop.", allow_abbrev=False)
+    parser.add_argument("--out", help="the run's folder; default: runs/<preset>")
+    for f in fields(Settings):
+        shown = f"{f.metadata['help']} (demo: {f.default})" if f.name != "preset" else f"one of {', '.join(PRESETS)} (default: demo)"
+        kind = dict(action=argparse.BooleanOptionalAction) if isinstance(f.default, bool) else dict(type=type(f.default))
+        metavar = {} if isinstance(f.default, bool) else dict(metavar=type(f.default).__name__.upper())
+        parser.add_argument(f"--{flag(f.name)}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **kind, **metavar)
+    return parser
+
+
+def parse(arguments=None):
+    """(settings, output folder, what differs from the preset) of a command line. A bad one exits with code 2."""
+    parser = make_parser()
+    given = vars(parser.parse_args(arguments))
+    out, preset = given.pop("out"), given.pop("preset", "demo")
+    if preset not in PRESETS:
+        parser.error(f"--preset is {preset!r}; choose from {', '.join(PRESETS)}")
+    try:
+        settings = Settings(preset=preset, **(PRESETS[preset] | given))
+    except ValueError as problem:
+        parser.error(str(problem))
+    before = Settings(preset=preset, **PRESETS[preset])
+    changed = {name: value for name, value in given.items() if getattr(before, name) != value}
+    return settings, Path(out or f"runs/{preset}"), changed

@@ -87,7 +87,7 @@ def draw(labels, difficulty, generator, size=32):
     # Colours: grey of some brightness; easy shapes are blended with the colour of their class.
     grey = uniform(0.15, 0.45)
     tone = (grey + lerp(0.5, 0.32)).clamp(0, 1)[:, None].expand(n, 3)
-    typical = hue((labels / len(SHAPES) + uniform(-0.02, 0.02)) % 1)
+    typical = hue((labels / len(SHAPES) + uniform(-1, 1) * lerp(0.01, 0.12)) % 1)
     colour = torch.lerp(tone, typical, (1 - d / FADED).clamp(0, 1).sqrt()[:, None])
     slope = uniform(-0.12, 0.12, 2)
     ground = grey[:, None, None] + (slope[:, None, None] * grid).sum(-1)  # [N, H, W]

@@ -8,11 +8,12 @@ Every step takes the prepared images x [B, 3, H, W] and the labels y [B] and giv
 it saw of each image, without gradient, for the log.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 from .curriculum import force_on
-from .model import FixedPolicy
 from .policy import bound, entropy, greedy, policy_loss, sample
 from .reward import reward
 
@@ -53,28 +54,33 @@ def correct_under(resnet, x, y, u):
     return correct
 
 
-def policy_step(model, x, y, settings, free, gamma, generator, joint):
-    """The policy gradient step of both stages: `joint` adds the ResNet's cross-entropy on the sampled pass.
+def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, full_share=0.0):
+    """The policy gradient step of the curriculum and, with `joint`, of finetuning.
 
-    free: [K] bool, the blocks that the policy decides on; the others are forced on.
+    loss = policy_loss - beta x entropy, and if `joint` + the cross-entropy of the sampled pass.
+
+    free: [K] bool, the blocks that the policy decides on; the others are forced on.    full_share: this share of the
+    batch also passes the ResNet with all blocks on and adds to the cross-entropy, which keeps the full network good.
     """
     s = model.policy(x)  # [B, K]
-    s_bounded = bound(s, settings.alpha)
+    s_bounded = bound(s, alpha)
     u = force_on(sample(s_bounded, generator), free)
     u_greedy = force_on(greedy(s.detach()), free)
 
     R_greedy = reward(u_greedy, correct_under(model.resnet, x, y, u_greedy), gamma)  # [B]
     if joint:
-        logits = model.resnet(x, u, execute="sparse")
-        correct = logits.detach().argmax(1) == y
+        full = math.ceil(full_share * len(x))  # images that pass a second time, with all blocks on
+        targets, policies = torch.cat([y, y[:full]]), torch.cat([u, torch.ones_like(u[:full])])
+        logits = model.resnet(torch.cat([x, x[:full]]), policies, execute="sparse")
+        correct = logits[: len(x)].detach().argmax(1) == y
     else:
         correct = correct_under(model.resnet, x, y, u)
     R = reward(u, correct, gamma)
-    A = R - R_greedy  # self-critical: better or worse than what the policy would do by itself?
+    A = R - R_greedy  # self-critical: is it better than what the policy does by itself?
 
-    loss = policy_loss(s_bounded, u, A, free) - settings.beta * entropy(s_bounded, free)
+    loss = policy_loss(s_bounded, u, A, free) - beta * entropy(s_bounded, free)
     if joint:
-        loss = loss + F.cross_entropy(logits, y)
+        loss = loss + F.cross_entropy(logits, targets)
     return loss, {"correct": correct, "R": R, "A": A}
 
 
@@ -83,5 +89,3 @@ def fixed_policy_step(model, x, y):
     logits = model.resnet(x, model.policy.u, execute="sparse")
     return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
 
-
-__all__ = ["FixedPolicy", "fixed_policy_step", "policy_step", "pretrain_step", "set_mode"]

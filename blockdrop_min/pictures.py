@@ -1,0 +1,87 @@
+"""Pictures of what a run has learned, drawn with Pillow and torchvision."""
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+INK, FAINT = (30, 30, 40), (205, 205, 215)
+COLOURS = [(60, 60, 70), (214, 39, 40), (31, 119, 180), (255, 140, 0), (44, 140, 44), (148, 103, 189), (140, 86, 75)]
+
+
+def canvas(width, height):
+    image = Image.new("RGB", (width, height), "white")
+    return image, ImageDraw.Draw(image)
+
+
+def write(draw, place, text, size=13, anchor="lm", fill=INK):
+    draw.text(place, text, fill, ImageFont.load_default(size), anchor=anchor)
+
+
+def keep_rates(u, labels, classes, path):
+    """A heat map: how often images of each class keep each block. u: [N, K].    labels: [N]."""
+    rates = torch.stack([u[labels == c].mean(0) for c in range(len(classes))])  # [C, K]
+    cell, left, top = (28 if u.shape[1] <= 30 else 14), 110, 44
+    image, draw = canvas(left + cell * u.shape[1] + 20, top + cell * len(classes) + 14)
+    write(draw, (left, 12), "share of a class's images that keep block k (white 0, dark 1)")
+    for k in range(0, u.shape[1], 1 if cell > 20 else 5):
+        write(draw, (left + cell * (k + 0.5), top - 10), str(k), 11, "mm")
+    for c, name in enumerate(classes):
+        write(draw, (left - 8, top + cell * (c + 0.5)), name[:14], anchor="rm")
+        for k, rate in enumerate(rates[c].tolist()):
+            box = (left + cell * k, top + cell * c, left + cell * (k + 1) - 2, top + cell * (c + 1) - 2)
+            draw.rectangle(box, fill=tuple(round(255 + (dark - 255) * rate) for dark in (8, 48, 107)), outline=FAINT)
+    image.save(path)
+
+
+def extremes(split, u, classes, path, each=5):
+    """For each class the images that keep the fewest blocks, left, and the most, right, each with its number of blocks."""
+    blocks, side, left, top = u.sum(1), 56, 110, 34
+    image, draw = canvas(left + 2 * each * (side + 4) + 24, top + len(classes) * (side + 20))
+    write(draw, (left, 14), "fewest blocks")
+    write(draw, (left + each * (side + 4) + 16, 14), "most blocks")
+    for c, name in enumerate(classes):
+        mine = (split.labels.cpu() == c).nonzero()[:, 0]
+        order = mine[blocks[mine].argsort(stable=True)]
+        y = top + c * (side + 20)
+        write(draw, (left - 8, y + side / 2), name[:14], anchor="rm")
+        for half, index in enumerate((order[:each], order[-each:])):
+            x = left + half * (each * (side + 4) + 16)
+            pixels = torch.stack([split.images[int(i)].float().cpu() / 255 if isinstance(split.images, torch.Tensor)
+                                  else split.images[int(i)][0].float() / 255 for i in index])  # fmt: skip
+            grid = make_grid(F.interpolate(pixels, size=(side, side)), nrow=each, padding=4, pad_value=1.0)
+            image.paste(to_pil_image(grid), (x - 4, y - 4))
+            for j, i in enumerate(index):
+                write(draw, (x + j * (side + 4) + side / 2, y + side + 8), f"{int(blocks[i])}", 12, "mm")
+    image.save(path)
+
+
+def tradeoff(points, path, title="accuracy against FLOPs"):
+    """Accuracy against FLOPs, both means over the test set. points: name -> (FLOPs, accuracy in [0, 1])."""
+    width, height, left, bottom, top, right = 760, 460, 70, 60, 40, 190
+    image, draw = canvas(width, height)
+    xs, ys = [f / 1e6 for f, _ in points.values()], [100 * a for _, a in points.values()]
+    x_high, y_low, y_high = max(xs) * 1.08, min(ys), max(ys)
+    y_low, y_high = y_low - 0.08 * (y_high - y_low + 1), y_high + 0.08 * (y_high - y_low + 1)
+
+    def place(x, y):
+        return left + x / x_high * (width - left - right), height - bottom - (y - y_low) / (y_high - y_low) * (height - bottom - top)
+
+    write(draw, (left, 18), title, 15)
+    write(draw, ((left + width - right) / 2, height - 18), "million FLOPs an image, policy network included", anchor="mm")
+    write(draw, (8, top - 6), "accuracy %")
+    for i in range(6):
+        x, y = x_high * i / 5, y_low + (y_high - y_low) * i / 5
+        (px, _), (_, py) = place(x, y_low), place(0, y)
+        draw.line((px, top, px, height - bottom), FAINT)
+        draw.line((left, py, width - right, py), FAINT)
+        write(draw, (px, height - bottom + 14), f"{x:.0f}", 12, "mm")
+        write(draw, (left - 8, py), f"{y:.1f}", 12, "rm")
+    for i, (name, x, y) in enumerate(zip(points, xs, ys, strict=True)):
+        px, py = place(x, y)
+        colour, row = COLOURS[i % len(COLOURS)], top + 12 + 20 * i
+        draw.ellipse((px - 6, py - 6, px + 6, py + 6), fill=colour, outline="white")
+        draw.ellipse((width - right + 14, row - 5, width - right + 24, row + 5), fill=colour)
+        write(draw, (width - right + 32, row), name, 12)
+    image.save(path)

@@ -1,0 +1,139 @@
+"""The results of finished runs: the table, its JSON, and the pictures. The one place that reads the test set."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from blockdrop_min import pictures
+from blockdrop_min.checkpoint import read, restore
+from blockdrop_min.data import load_data
+from blockdrop_min.report import compare, rank_correlation, run_policy
+from blockdrop_min.settings import Parser, Settings
+
+NAMES = {
+    "full": "full network", "blockdrop": "BlockDrop", "first": "FirstK", "random": "RandomK", "distribute": "DistributeK",
+    "best static": "best static", "blind": "random, same keep rates",
+}  # fmt: skip
+
+
+def make_parser():
+    parser = Parser(prog="evaluate.py", description="The results table of one run, or mean ± std over several.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers of the (first) run to this file")
+    parser.add_argument("--threshold", type=float, nargs="+", default=[], help="add rows that keep a block where s >= threshold, not 0.5")
+    parser.add_argument("--data-dir", help="folder with the data; default: as in training")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    return parser
+
+
+def evaluate(run, data_dir, device, thresholds):
+    """One run, read from its folder and measured on the test set. Returns (settings, state, data, results)."""
+    state = read(run)
+    model, settings = restore(state, run), Settings(**state["settings"])
+    data = load_data(settings.data, data_dir or settings.data_dir, settings.image_size, settings.train_images,
+                     settings.val_images, with_test=True)  # fmt: skip
+    if list(data.classes) != list(state["classes"]):
+        raise ValueError(f"{run} was trained on {len(state['classes'])} classes, but the data has {len(data.classes)}: {data.classes[:5]}")
+    model = model.to(device, memory_format=torch.channels_last)
+    data = data.to(device)
+    if state["stage"] == "pretrain":
+        results = {"full": run_policy(model, data.test, data.crop, torch.ones(model.resnet.num_blocks))}
+    elif settings.policy != "learned":
+        results = {"full": run_policy(model, data.test, data.crop, torch.ones(model.resnet.num_blocks)),
+                   "blockdrop": run_policy(model, data.test, data.crop)}  # fmt: skip
+    else:
+        results = compare(model, data, settings.seed)
+        for threshold in thresholds:
+            results[f"BlockDrop, s >= {threshold}"] = run_policy(model, data.test, data.crop, threshold=threshold)
+    return settings, data, results
+
+
+def numbers(data, results):
+    """What --json writes, as a dict."""
+    ours = results.get("blockdrop", results["full"])
+    found = {
+        "accuracy": ours.accuracy, "full_accuracy": results["full"].accuracy, "images": len(data.test),
+        "blocks_mean": ours.blocks_mean, "blocks_std": ours.blocks_std, "num_blocks": ours.u.shape[1],
+        "flops_mean": ours.flops_mean, "flops_std": ours.flops_std, "flops_full": ours.flops_full,
+        "flops_saved": ours.flops_saved, "distinct_policies": ours.distinct_policies,
+        "baselines": {name: {"accuracy": r.accuracy, "blocks": r.blocks_mean, "flops": r.flops_mean} for name, r in results.items()},
+    }  # fmt: skip
+    if data.test.difficulty is not None:
+        difficulty, blocks = data.test.difficulty.cpu(), ours.u.sum(1)
+        quarters = [(difficulty >= q / 4) & (difficulty < (q + 1) / 4) for q in range(4)]
+        found["rank_correlation"] = rank_correlation(blocks, difficulty)
+        found["blocks_by_difficulty"] = [blocks[quarter].mean().item() for quarter in quarters]
+    return found
+
+
+def mean_std(values, form):
+    """The mean of some numbers, with their standard deviation if there are several."""
+    std = f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else ""
+    return form.format(statistics.mean(values)) + std
+
+
+def show(console, runs, group):
+    """One table for runs that differ in their seed only: the mean over them, ± the standard deviation."""
+    settings, _, results = group[0]
+    table = Table(title=f"{', '.join(runs)}: ResNet-{settings.depth} on {settings.data}, {len(group)} run(s), test set")
+    for heading in ("policy", "accuracy %", "blocks", "FLOPs (M)", "FLOPs saved %", "policies"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
+    for name in results:
+        rows = [results[name] for _, _, results in group]
+        blocks, flops = [r.blocks_mean for r in rows], [r.flops_mean / 1e6 for r in rows]
+        spread = (lambda std, form: f" ± {form.format(std)}") if len(rows) == 1 else (lambda std, form: "")
+        label = settings.policy if name == "blockdrop" and settings.policy != "learned" else NAMES.get(name, name)
+        table.add_row(
+            label, mean_std([100 * r.accuracy for r in rows], "{:.2f}"),
+            mean_std(blocks, "{:.2f}") + spread(rows[0].blocks_std, "{:.2f}"),
+            mean_std(flops, "{:.1f}") + spread(rows[0].flops_std / 1e6, "{:.1f}"),
+            mean_std([100 * r.flops_saved for r in rows], "{:.1f}"),
+            mean_std([r.distinct_policies for r in rows], "{:.0f}"),
+        )  # fmt: skip
+    console.print(table)
+    found = [numbers(data, results) for _, data, results in group]
+    if "rank_correlation" in found[0] and "blockdrop" in results:
+        quarters = zip(*(f["blocks_by_difficulty"] for f in found), strict=True)
+        console.print(f"rank correlation of blocks with difficulty: {mean_std([f['rank_correlation'] for f in found], '{:.2f}')}; "
+                      f"blocks by quarter of difficulty: {', '.join(mean_std(q, '{:.2f}') for q in quarters)}")  # fmt: skip
+
+
+def draw(run, data, results):
+    """Writes the run's pictures into its folder and gives their paths."""
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent
+    paths = [folder / name for name in ("keep_rates.png", "extremes.png", "tradeoff.png")]
+    u = results["blockdrop"].u
+    pictures.keep_rates(u, data.test.labels.cpu(), data.classes, paths[0])
+    pictures.extremes(data.test, u, data.classes, paths[1])
+    pictures.tradeoff({NAMES.get(name, name): (r.flops_mean, r.accuracy) for name, r in results.items()}, paths[2])
+    return paths
+
+
+def main(arguments=None):
+    options = make_parser().parse_args(arguments)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    console, groups = Console(highlight=False, width=None if sys.stdout.isatty() else 120), {}
+    try:
+        for run in options.runs:
+            settings, data, results = evaluate(run, options.data_dir, device, options.threshold)
+            groups.setdefault(str({**vars(settings), "seed": 0}), {})[run] = (settings, data, results)
+            if "blockdrop" in results:
+                console.print(f"pictures: {', '.join(map(str, draw(run, data, results)))}")
+    except (ValueError, OSError) as problem:
+        print(f"evaluate.py: {problem}", file=sys.stderr)
+        return 2
+    for group in groups.values():
+        show(console, list(group), list(group.values()))
+    if options.json:
+        _, data, results = next(iter(next(iter(groups.values())).values()))
+        Path(options.json).write_text(json.dumps(numbers(data, results), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

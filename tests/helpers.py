@@ -1,0 +1,193 @@
+"""Builders and Hypothesis strategies for all tests. Hypothesis draws sizes and a seed; tensors are built from these."""
+
+import re
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import nn
+
+from blockdrop_min import MaskedResNet, policy_net
+from blockdrop_min.resnet import BasicBlock, Bottleneck
+
+EXECUTIONS = ("masked", "sparse")
+seeds = st.integers(0, 2**32 - 1)
+alphas = st.floats(0.5, 1, exclude_min=True)
+
+
+def rng(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---------------------------------------------------------------------------------------------------- networks
+@torch.no_grad()
+def randomise(network, seed):
+    """Random weights, and BatchNorm statistics and affine maps that make eval mode non-trivial. Any nn.Module."""
+    g = rng(seed)
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.weight.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=g)
+        if isinstance(module, nn.Linear):
+            module.bias.normal_(generator=g)
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                tensor.uniform_(0.5, 1.5, generator=g)
+            for tensor in (module.bias, module.running_mean):
+                tensor.normal_(0, 0.2, generator=g)
+    return network
+
+
+def small_resnet(segments=(1, 1, 1), widths=(3, 4, 5), classes=5, family="cifar", bottleneck=False, seed=0):
+    """A small random `MaskedResNet`: float64, eval mode."""
+    block = Bottleneck if bottleneck else BasicBlock
+    return randomise(MaskedResNet(block, segments, widths, classes, family), seed).double().eval()
+
+
+def small_policy_net(num_blocks, family="cifar", width=3, half=False, seed=1):
+    """A small random `PolicyNet`: float64, eval mode."""
+    return randomise(policy_net(num_blocks, family, width, half), seed).double().eval()
+
+
+def images(count, height=9, width=None, seed=0):
+    return torch.randn(count, 3, height, width or height, generator=rng(seed), dtype=torch.float64)
+
+
+def policies(count, num_blocks, seed=0, keep=0.5):
+    return (torch.rand(count, num_blocks, generator=rng(seed)) < keep).double()
+
+
+@st.composite
+def cases(draw, families=("cifar", "imagenet"), min_blocks=1, min_batch=1, training=False):
+    """A random network, images and policies: a namespace with net, x, u, B, K, seed.
+
+    With `training`, no channel ever has a single value only, which BatchNorm refuses in training mode.
+    """
+    family, bottleneck, seed = draw(st.sampled_from(families)), draw(st.booleans()), draw(seeds)
+    segments = draw(st.lists(st.integers(min_blocks, 3), min_size=1, max_size=3))
+    widths = draw(st.lists(st.integers(2, 4), min_size=len(segments), max_size=len(segments)).map(sorted))
+    net = small_resnet(segments, widths, draw(st.integers(1, 5)), family, bottleneck, seed)
+    stride = 2 ** (len(segments) - 1) * (4 if family == "imagenet" else 1)
+    smallest = stride + 1 if training else 1  # stride + 1 pixels leave a map of two
+    height, width = (draw(st.integers(smallest, smallest + 2 * stride)) for _ in range(2))
+    B, K = draw(st.integers(min_batch, 4)), net.num_blocks
+    u = policies(B, K, seed, keep=draw(st.sampled_from((0.0, 0.3, 0.5, 0.7, 1.0))))
+    return SimpleNamespace(net=net.train(training), x=images(B, height, width, seed), u=u, B=B, K=K, seed=seed)
+
+
+# ------------------------------------------------------------------------------- the network, written another way
+class Reference:
+    """The network again, from its state_dict and its sizes alone: no module, no mask, BatchNorm as arithmetic."""
+
+    def __init__(self, net, training=False):
+        self.weights = {**net.state_dict(), **dict(net.named_parameters())}  # the parameters themselves have gradients
+        self.names = [f"layer{i + 1}.{j}" for i, count in enumerate(net.segments) for j in range(count)]
+        self.cifar, self.training = net.family == "cifar", training
+
+    def conv(self, x, name, stride=1):
+        weight = self.weights[f"{name}.weight"]
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+    def bn(self, x, name):
+        gain, shift, mean, var = (self.weights[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        return torch.einsum("bchw,c->bchw", x - mean[:, None, None], gain / (var + 1e-5).sqrt()) + shift[:, None, None]
+
+    def stem(self, x):
+        x = F.relu(self.bn(self.conv(x, "conv1", 1 if self.cifar else 2), "bn1"))
+        return x if self.cifar else F.max_pool2d(x, 3, 2, 1)
+
+    def stride(self, name):
+        return 2 if name.endswith(".0") and not name.startswith("layer1") else 1
+
+    def residual(self, x, name):
+        depth = 3 if f"{name}.conv3.weight" in self.weights else 2
+        for i in range(1, depth + 1):
+            x = self.bn(self.conv(x, f"{name}.conv{i}", self.stride(name) if i == depth - 1 else 1), f"{name}.bn{i}")
+            x = F.relu(x) if i < depth else x
+        return x
+
+    def shortcut(self, x, name):
+        stride, channels = self.stride(name), self.bn_channels(name)
+        if not self.cifar:
+            down = f"{name}.downsample"
+            return self.bn(self.conv(x, f"{down}.0", stride), f"{down}.1") if f"{down}.0.weight" in self.weights else x
+        if stride == 2:  # the mean of each 2 x 2 window; a window over the edge has fewer pixels
+            x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=torch.nan)
+            x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).nanmean((3, 5))
+        zeros = x.new_zeros(len(x), channels - x.shape[1], *x.shape[2:])
+        return torch.cat([x, zeros], 1)
+
+    def bn_channels(self, name):
+        return len(self.weights.get(f"{name}.bn3.weight", self.weights[f"{name}.bn2.weight"]))
+
+    def head(self, x):
+        return x.flatten(2).mean(2) @ self.weights["fc.weight"].T + self.weights["fc.bias"]
+
+    def plain(self, x):
+        """The plain ResNet: every block on every image."""
+        x = self.stem(x)
+        for name in self.names:
+            x = F.relu(self.shortcut(x, name) + self.residual(x, name))
+        return self.head(x)
+
+    def slow(self, x, u):
+        """One image after the other, one block after the other, and a Python `if`."""
+        logits = []
+        for image, policy in zip(x, u, strict=True):
+            out = self.stem(image[None])
+            for name, keep in zip(self.names, policy.tolist(), strict=True):
+                out = F.relu(self.shortcut(out, name) + self.residual(out, name)) if keep else self.shortcut(out, name)
+            logits.append(self.head(out))
+        return torch.cat(logits)
+
+
+# ------------------------------------------------------------------------------------------------------ gradients
+def gradients(loss, network):
+    """Name -> gradient of the loss in every parameter, zeros where it has none."""
+    found = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True, allow_unused=True)
+    pairs = zip(network.named_parameters(), found, strict=True)
+    return {name: torch.zeros_like(p) if grad is None else grad for (name, p), grad in pairs}
+
+
+def weighted_sum(logits):
+    """A scalar of the logits in which each has a weight of its own, the same in every call."""
+    return (logits * torch.linspace(0.5, 1.5, logits.numel(), dtype=logits.dtype).view_as(logits)).sum()
+
+
+def assert_same(actual, expected, tolerance=1e-10):
+    """Equal to `tolerance`, absolute and relative; NaN equals nothing. Tensors, or dicts of them."""
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+# -------------------------------------------------------------------------------------------------------- policies
+def every_policy(num_blocks):
+    """All 2^K policies: [2^K, K] float64, counting in binary."""
+    return (torch.arange(2**num_blocks)[:, None] >> torch.arange(num_blocks) & 1).double()
+
+
+@st.composite
+def probabilities(draw, max_blocks=6, inside=True):
+    """s [B, K] float64, in (0.02, 0.98) if `inside`, else also exactly 0, 0.5 and 1."""
+    B, K, seed = draw(st.integers(1, 4)), draw(st.integers(1, max_blocks)), draw(seeds)
+    s = 0.02 + 0.96 * torch.rand(B, K, generator=rng(seed), dtype=torch.float64)
+    special = torch.tensor([0, 0.5, 1]).double()[torch.randint(3, (B, K), generator=rng(seed + 1))]
+    return s if inside else torch.where(policies(B, K, seed + 2).bool(), s, special)
+
+
+def masks(num_blocks):
+    """Strategy: which blocks are free, [K] bool."""
+    return st.lists(st.booleans(), min_size=num_blocks, max_size=num_blocks).map(torch.tensor)
+
+
+# ---------------------------------------------------------------------------------------------------- foreign files
+def authors_names(state):
+    """A state_dict of ours under the names of the authors' code, as their files from PyTorch 0.3 hold it."""
+    renamed = {}
+    for name, tensor in state.items():
+        name = re.sub(r"layer(\d)\.0\.downsample\.", lambda m: f"ds.{int(m[1]) - 1}.", name)
+        name = re.sub(r"layer(\d)\.", lambda m: f"blocks.{int(m[1]) - 1}.", name)
+        if not name.endswith("num_batches_tracked"):
+            renamed[name] = tensor
+    return renamed

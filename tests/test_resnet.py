@@ -1,0 +1,411 @@
+"""Skip semantics: what it means to keep and to drop a block."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torchvision
+from helpers import (
+    EXECUTIONS,
+    Reference,
+    assert_same,
+    cases,
+    gradients,
+    images,
+    policies,
+    randomise,
+    rng,
+    small_resnet,
+    weighted_sum,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockdrop_min import MaskedResNet, resnet
+from blockdrop_min.resnet import PoolAndPad
+
+both = pytest.mark.parametrize("execute", EXECUTIONS)
+few = settings(max_examples=10)
+
+
+# ------------------------------------------------------------------------------------------------------- by hand
+def one_block(F_of_x, family="cifar"):
+    """A network of one block with F(x) = F_of_x everywhere, and logits = the channel means."""
+    net = small_resnet((1,), (3,), 3, family)
+    net.conv1.weight.data.zero_()
+    net.bn1.running_mean.zero_()
+    block = net.blocks[0]
+    block.bn2.weight.data.zero_()
+    block.bn2.bias.data.fill_(F_of_x)
+    net.bn1.bias.data.copy_(torch.tensor([1.0, 2.0, 3.0]))  # so the block's input is 1, 2, 3
+    net.fc.weight.data.copy_(torch.eye(3))
+    net.fc.bias.data.zero_()
+    return net
+
+
+@both
+def test_a_kept_block_gives_relu_of_shortcut_plus_F(execute):
+    logits = one_block(F_of_x=-2.0)(images(1), torch.ones(1, 1), execute)
+    assert logits.tolist() == [[0.0, 0.0, 1.0]]  # relu(1 - 2), relu(2 - 2), relu(3 - 2)
+
+
+@both
+def test_a_dropped_block_gives_its_shortcut(execute):
+    assert one_block(F_of_x=-2.0)(images(1), torch.zeros(1, 1), execute).tolist() == [[1.0, 2.0, 3.0]]
+
+
+@both
+def test_each_image_of_a_batch_follows_its_own_policy(execute):
+    logits = one_block(F_of_x=-2.0)(images(3), torch.tensor([[1.0], [0.0], [1.0]]), execute)
+    assert logits.tolist() == [[0.0, 0.0, 1.0], [1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]
+
+
+@both
+def test_a_negative_shortcut_passes_a_dropped_block_without_relu(execute):
+    net = small_resnet((1, 1), (3, 3), 3, "imagenet")
+    norm = net.blocks[1].downsample[1]
+    norm.weight.data.zero_()
+    norm.bias.data.fill_(-7.0)
+    net.fc.weight.data.copy_(torch.eye(3))
+    net.fc.bias.data.zero_()
+    assert net(images(1), torch.tensor([1, 0]), execute).tolist() == [[-7.0, -7.0, -7.0]]
+
+
+@both
+def test_the_next_kept_block_sees_the_negative_shortcut_as_it_is(execute):
+    net = small_resnet((1, 2), (3, 3), 3, "imagenet")
+    u = torch.tensor([[1, 0, 1]])
+    assert (net.blocks[1].shortcut(net.blocks[0](images(1)) if False else net.stem(images(1))) < 0).any()
+    assert_same(net(images(1), u, execute), Reference(net).slow(images(1), u))
+
+
+def test_the_cifar_shortcut_averages_four_pixels_and_appends_zero_channels():
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+    assert PoolAndPad(2, 2)(x).flatten().tolist() == [3.0, 0.0, 0.0]
+
+
+def test_the_cifar_shortcut_of_an_odd_side_averages_the_pixels_there_are():
+    x = torch.tensor([[[[1.0, 3.0, 5.0]]]])
+    assert PoolAndPad(2, 0)(x).flatten().tolist() == [2.0, 5.0]
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(8, 3), (14, 6), (20, 9), (32, 15), (44, 21), (56, 27), (110, 54)])
+def test_a_cifar_resnet_of_6n_plus_2_layers_has_3n_blocks(depth, blocks):
+    with torch.device("meta"):
+        net = resnet(depth)
+    assert net.num_blocks == len(net.blocks) == blocks
+
+
+def test_the_blocks_come_in_the_order_in_which_an_image_meets_them():
+    net = resnet(14)
+    assert [block.conv2.out_channels for block in net.blocks] == [16, 16, 32, 32, 64, 64]
+    assert [block.conv1.stride for block in net.blocks] == [(1, 1), (1, 1), (2, 2), (1, 1), (2, 2), (1, 1)]
+
+
+# ----------------------------------------------------------------------------------------------------- two roads
+@given(cases())
+def test_all_ones_is_the_plain_resnet(case):
+    assert_same(case.net(case.x, torch.ones(case.B, case.K)), Reference(case.net).plain(case.x))
+
+
+@given(cases(training=True))
+def test_all_ones_is_the_plain_resnet_in_training_mode(case):
+    expected = Reference(case.net, training=True).plain(case.x)
+    assert_same(case.net(case.x, torch.ones(case.B, case.K)), expected)
+
+
+@both
+@given(case=cases())
+def test_no_policy_means_all_ones(execute, case):
+    assert torch.equal(case.net(case.x, execute=execute), case.net(case.x, torch.ones(case.K), execute))
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_torchvisions_weights_give_torchvisions_logits(depth):
+    theirs = randomise(getattr(torchvision.models, f"resnet{depth}")(num_classes=7), depth).eval()
+    with torch.device("meta"):
+        ours = resnet(depth, 7, "imagenet")
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    x = images(2, 64).float()
+    with torch.no_grad():
+        expected, actual = theirs(x), ours.eval()(x)
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_the_names_and_shapes_are_torchvisions(depth):
+    with torch.device("meta"):
+        theirs, ours = getattr(torchvision.models, f"resnet{depth}")(), resnet(depth, 1000, "imagenet")
+    assert [(k, v.shape) for k, v in ours.state_dict().items()] == [(k, v.shape) for k, v in theirs.state_dict().items()]
+
+
+@both
+@given(case=cases())
+def test_a_batch_is_a_slow_loop_over_images_and_blocks_with_an_if(execute, case):
+    assert_same(case.net(case.x, case.u, execute), Reference(case.net).slow(case.x, case.u))
+
+
+@both
+@given(case=cases())
+def test_a_batch_is_one_image_at_a_time(execute, case):
+    alone = [case.net(case.x[i : i + 1], case.u[i : i + 1], execute) for i in range(case.B)]
+    assert_same(case.net(case.x, case.u, execute), torch.cat(alone))
+
+
+@given(cases())
+def test_masked_is_sparse(case):
+    assert_same(case.net(case.x, case.u, "masked"), case.net(case.x, case.u, "sparse"))
+
+
+@both
+@few
+@given(case=cases())
+def test_every_gradient_is_that_of_the_slow_loop(execute, case):
+    expected = gradients(weighted_sum(Reference(case.net).slow(case.x, case.u)), case.net)
+    assert_same(gradients(weighted_sum(case.net(case.x, case.u, execute)), case.net), expected, 1e-8)
+
+
+@both
+@pytest.mark.parametrize("training", [False, True])
+@given(data=st.data())
+def test_dropping_a_block_is_a_network_built_without_it(execute, training, data):
+    case = data.draw(cases(min_blocks=2, training=training))
+    i = data.draw(st.integers(0, len(case.net.segments) - 1))
+    j = data.draw(st.integers(1, case.net.segments[i] - 1))  # block 0 of a segment has more to it than F: its shortcut
+    u = torch.ones(case.K)
+    u[sum(case.net.segments[:i]) + j] = 0
+    without = deepcopy(case.net)
+    del getattr(without, f"layer{i + 1}")[j]
+    without.segments = tuple(count - (index == i) for index, count in enumerate(case.net.segments))
+    assert_same(case.net(case.x, u, execute), Reference(without, training).plain(case.x))
+
+
+@given(cases(training=True))
+def test_masked_training_normalises_a_block_by_all_images(case):
+    ref = Reference(case.net, training=True)
+    x = ref.stem(case.x)
+    for k, name in enumerate(ref.names):
+        shortcut, keep = ref.shortcut(x, name), case.u[:, k].view(-1, 1, 1, 1)
+        x = keep * torch.relu(shortcut + ref.residual(x, name)) + (1 - keep) * shortcut
+    assert_same(case.net(case.x, case.u, "masked"), ref.head(x))
+
+
+@given(cases(training=True))
+def test_sparse_training_normalises_a_block_by_the_images_that_keep_it(case):
+    ref = Reference(case.net, training=True)
+    x = ref.stem(case.x)
+    for k, name in enumerate(ref.names):
+        shortcut, keep = ref.shortcut(x, name), case.u[:, k].bool()
+        if keep.any():
+            shortcut = shortcut.clone()
+            shortcut[keep] = torch.relu(shortcut[keep] + ref.residual(x[keep], name))
+        x = shortcut
+    assert_same(case.net(case.x, case.u, "sparse"), ref.head(x))
+
+
+# ---------------------------------------------------------------------------------------------------------- laws
+@both
+@given(case=cases(min_batch=2))
+def test_permuting_the_batch_permutes_the_logits(execute, case):
+    order = torch.randperm(case.B, generator=rng(case.seed))
+    assert_same(case.net(case.x[order], case.u[order], execute), case.net(case.x, case.u, execute)[order])
+
+
+@both
+@given(case=cases(min_batch=2))
+def test_an_images_logits_do_not_depend_on_the_policies_of_others(execute, case):
+    u = torch.cat([case.u[:1], 1 - case.u[1:]])
+    assert_same(case.net(case.x, u, execute)[0], case.net(case.x, case.u, execute)[0])
+
+
+@both
+@given(case=cases(min_batch=2), pixel=st.sampled_from([5.0, torch.inf, torch.nan]))
+def test_an_images_logits_do_not_depend_on_the_pixels_of_others(execute, case, pixel):
+    x = torch.cat([case.x[:1], torch.full_like(case.x[1:], pixel)])
+    assert_same(case.net(x, case.u, execute)[0], case.net(case.x, case.u, execute)[0])
+
+
+def poisoned(net, k, value):
+    """A copy with `value` in every weight of F of block k. Its shortcut is computed in any case and stays as it is."""
+    net = deepcopy(net)
+    for name, p in net.blocks[k].named_parameters():
+        if not name.startswith("downsample"):
+            p.data.fill_(value)
+    return net
+
+
+bad_weights = st.sampled_from([torch.nan, torch.inf, -torch.inf])
+
+
+@both
+@pytest.mark.parametrize("training", [False, True])
+@given(data=st.data(), value=bad_weights)
+def test_inf_and_nan_in_a_block_that_all_drop_reach_neither_output_nor_gradient(execute, training, data, value):
+    case = data.draw(cases(training=training))
+    k = data.draw(st.integers(0, case.K - 1))
+    case.u[:, k] = 0
+    bad, x = poisoned(case.net, k, value), case.x.requires_grad_()
+    good_logits, bad_logits = case.net(x, case.u, execute), bad(x, case.u, execute)
+    assert_same(bad_logits, good_logits)
+    assert_same(gradients(weighted_sum(bad_logits), bad), gradients(weighted_sum(good_logits), case.net))
+    in_pixels = [torch.autograd.grad(weighted_sum(logits), x)[0] for logits in (bad_logits, good_logits)]
+    assert_same(*in_pixels)
+
+
+@both
+@given(data=st.data(), value=bad_weights)
+def test_inf_and_nan_in_a_block_that_one_image_keeps_stay_with_that_image(execute, data, value):
+    case = data.draw(cases(min_batch=2))
+    k = data.draw(st.integers(0, case.K - 1))
+    case.u[0, k], case.u[1:, k] = 1, 0
+    bad, x = poisoned(case.net, k, value), case.x.requires_grad_()
+    good_logits, bad_logits = case.net(x, case.u, execute)[1:], bad(x, case.u, execute)[1:]
+    assert_same(bad_logits, good_logits)
+    in_pixels = [torch.autograd.grad(weighted_sum(logits), x)[0][1:] for logits in (bad_logits, good_logits)]
+    assert_same(*in_pixels)
+
+
+@both
+def test_an_image_whose_dropped_block_would_overflow_does_not_spoil_the_blocks_gradient(execute):
+    net, x = small_resnet(), images(2)
+    net.blocks[1].conv1.weight.data *= 1e150
+    x[0] *= 1e200  # 1e350 is inf in float64
+    loss = weighted_sum(net(x, torch.tensor([[1, 0, 1], [1, 1, 1]]), execute)[1])
+    assert all(gradient.isfinite().all() for gradient in gradients(loss, net.blocks[1]).values())
+
+
+@both
+@pytest.mark.parametrize("training", [False, True])
+@given(data=st.data())
+def test_gradients_reach_exactly_the_weights_of_kept_blocks(execute, training, data):
+    case = data.draw(cases(families=("cifar",), training=training))
+    loss = weighted_sum(case.net(case.x, case.u, execute))
+    reached = [any(g.any() for g in gradients(loss, block).values()) for block in case.net.blocks]
+    assert reached == case.u.any(0).tolist()
+
+
+@both
+@given(case=cases(), seed=st.integers(0, 9))
+def test_a_policy_of_K_numbers_holds_for_every_image(execute, case, seed):
+    u = policies(1, case.K, seed)
+    assert torch.equal(case.net(case.x, u[0], execute), case.net(case.x, u.expand(case.B, -1), execute))
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32])
+@few
+@given(case=cases())
+def test_a_policy_may_have_any_dtype(execute, dtype, case):
+    assert torch.equal(case.net(case.x, case.u.to(dtype), execute), case.net(case.x, case.u, execute))
+
+
+@both
+@given(case=cases())
+def test_the_arguments_stay_as_they_are(execute, case):
+    x, u, weights = case.x.clone(), case.u.clone(), deepcopy(case.net.state_dict())
+    case.net(x, u, execute)
+    assert torch.equal(x, case.x)
+    assert torch.equal(u, case.u)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in case.net.state_dict().items())
+
+
+@both
+@few
+@given(case=cases(min_batch=2))
+def test_channels_last_gives_the_same_logits(execute, case):
+    x = case.x.contiguous(memory_format=torch.channels_last)
+    assert_same(case.net.to(memory_format=torch.channels_last)(x, case.u, execute), Reference(case.net).slow(case.x, case.u))
+
+
+# ---------------------------------------------------------------------------------------------------------- edges
+@both
+@pytest.mark.parametrize("family", ["cifar", "imagenet"])
+def test_bf16_autocast_stays_within_its_precision(execute, family):
+    net, x, u = small_resnet(family=family).float(), images(3).float(), policies(3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net(x, u, execute)
+    expected = net(x, u)
+    assert (logits - expected).abs().max() < 2**-5 * expected.abs().max()  # bf16 has 8 bits; a few layers lose three
+
+
+@both
+@given(case=cases())
+def test_all_zeros_leaves_stem_shortcuts_and_classifier(execute, case):
+    ref = Reference(case.net)
+    x = ref.stem(case.x)
+    for name in ref.names:
+        x = ref.shortcut(x, name)
+    assert_same(case.net(case.x, torch.zeros(case.K), execute), ref.head(x))
+
+
+@both
+@pytest.mark.parametrize("family", ["cifar", "imagenet"])
+def test_a_batch_without_images_gives_no_logits(execute, family):
+    assert small_resnet(family=family)(images(0), torch.ones(0, 3), execute).shape == (0, 5)
+
+
+@both
+@pytest.mark.parametrize("family", ["cifar", "imagenet"])
+def test_an_image_of_one_pixel_passes(execute, family):
+    net = small_resnet(family=family)
+    assert_same(net(images(1, 1), torch.tensor([1, 0, 1]), execute), Reference(net).slow(images(1, 1), torch.tensor([[1, 0, 1]])))
+
+
+def test_sparse_execution_of_a_block_that_no_image_keeps_leaves_its_statistics_alone():
+    net = small_resnet().train()
+    before = deepcopy(net.blocks[1].state_dict())
+    net(images(4), torch.tensor([1, 0, 1]), "sparse")
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.blocks[1].state_dict().items())
+
+
+def test_a_network_without_classifier_gives_features():
+    net = small_resnet(classes=None)
+    assert net(images(2)).shape == (2, net.num_features) == (2, 5)
+
+
+@both
+@pytest.mark.parametrize("shape", [(2, 1), (3, 3), (2, 4), (4,), (1, 3), (2, 3, 1), ()])
+def test_a_policy_of_another_shape_is_refused(execute, shape):
+    with pytest.raises(ValueError, match=rf"u has shape \[{', '.join(map(str, shape))}\]; it must be \[3\] or \[2, 3\]"):
+        small_resnet()(images(2), torch.ones(shape), execute)
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1, torch.nan, 1 + 1e-6])
+def test_a_policy_with_another_value_than_0_and_1_is_refused(value):
+    with pytest.raises(ValueError, match="neither 0 .drop. nor 1 .keep."):
+        small_resnet()(images(1), torch.tensor([1.0, value, 0.0]))
+
+
+@pytest.mark.parametrize("execute", ["Masked", "", None])
+def test_another_execution_is_refused(execute):
+    with pytest.raises(ValueError, match=f'execute is {execute!r}; it must be "masked" or "sparse"'):
+        small_resnet()(images(1), None, execute)
+
+
+@pytest.mark.parametrize("depth", [33, 2, 0, -4, 18])
+def test_a_cifar_depth_other_than_6n_plus_2_is_refused(depth):
+    with pytest.raises(ValueError, match=rf"depth is {depth}; a CIFAR ResNet has 6n \+ 2 layers"):
+        resnet(depth)
+
+
+@pytest.mark.parametrize("depth", [20, 32, 102])
+def test_an_unknown_imagenet_depth_is_refused(depth):
+    with pytest.raises(ValueError, match=f"depth is {depth}; an ImageNet ResNet has one of 18, 34, 50, 101, 152 layers"):
+        resnet(depth, 10, "imagenet")
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(ValueError, match='family is \'mnist\'; it must be "cifar" or "imagenet"'):
+        resnet(20, 10, "mnist")
+
+
+@pytest.mark.parametrize("classes", [0, -1])
+def test_no_classes_are_refused(classes):
+    with pytest.raises(ValueError, match=f"num_classes is {classes}; it must be at least 1"):
+        resnet(8, classes)
+
+
+def test_resnet_gives_a_masked_resnet_with_so_many_classes():
+    net = resnet(8, 4)
+    assert isinstance(net, MaskedResNet)
+    assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
