@@ -25,7 +25,9 @@ def make_parser():
     parser = Parser(prog="evaluate.py", description="The results table of one run, or mean ± std over several.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers of the (first) run to this file")
-    parser.add_argument("--threshold", type=float, nargs="+", default=[], help="add rows that keep a block where s >= threshold, not 0.5")
+    parser.add_argument(
+        "--threshold", type=float, nargs="+", default=[], help="add rows that keep a block where s >= threshold, not 0.5"
+    )
     parser.add_argument("--data-dir", help="folder with the data; default: as in training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
@@ -38,7 +40,9 @@ def evaluate(run, data_dir, device, thresholds):
     data = load_data(settings.data, data_dir or settings.data_dir, settings.image_size, settings.train_images,
                      settings.val_images, with_test=True)  # fmt: skip
     if list(data.classes) != list(state["classes"]):
-        raise ValueError(f"{run} was trained on {len(state['classes'])} classes, but the data has {len(data.classes)}: {data.classes[:5]}")
+        raise ValueError(
+            f"{run} was trained on {len(state['classes'])} classes, but the data has {len(data.classes)}: {data.classes[:5]}"
+        )
     model = model.to(device, memory_format=torch.channels_last)
     data = data.to(device)
     if state["stage"] == "pretrain":
@@ -61,7 +65,8 @@ def numbers(data, results):
         "blocks_mean": ours.blocks_mean, "blocks_std": ours.blocks_std, "num_blocks": ours.u.shape[1],
         "flops_mean": ours.flops_mean, "flops_std": ours.flops_std, "flops_full": ours.flops_full,
         "flops_saved": ours.flops_saved, "distinct_policies": ours.distinct_policies,
-        "baselines": {name: {"accuracy": r.accuracy, "blocks": r.blocks_mean, "flops": r.flops_mean} for name, r in results.items()},
+        "baselines": {name: {"accuracy": r.accuracy, "blocks": r.blocks_mean, "flops": r.flops_mean}
+                      for name, r in results.items()},
     }  # fmt: skip
     if data.test.difficulty is not None:
         difficulty, blocks = data.test.difficulty.cpu(), ours.u.sum(1)
@@ -99,7 +104,8 @@ def show(console, runs, group):
     found = [numbers(data, results) for _, data, results in group]
     if "rank_correlation" in found[0] and "blockdrop" in results:
         quarters = zip(*(f["blocks_by_difficulty"] for f in found), strict=True)
-        console.print(f"rank correlation of blocks with difficulty: {mean_std([f['rank_correlation'] for f in found], '{:.2f}')}; "
+        correlation = mean_std([f["rank_correlation"] for f in found], "{:.2f}")
+        console.print(f"rank correlation of blocks with difficulty: {correlation}; "
                       f"blocks by quarter of difficulty: {', '.join(mean_std(q, '{:.2f}') for q in quarters)}")  # fmt: skip
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import torchvision
@@ -236,8 +235,8 @@ def main(arguments=None):
     state = fresh | (state or {}) | described
     again = shlex.join(["python", "train.py", *(sys.argv[1:] if arguments is None else arguments)])
     with Log() as log:
-        log.say(f"preset {settings.preset}, changed: {changed or 'nothing'}; seed {settings.seed}; {device}, {torch.get_num_threads()} "
-                f"threads; torch {torch.__version__}, torchvision {torchvision.__version__}; folder {out}")  # fmt: skip
+        log.say(f"preset {settings.preset}, changed: {changed or 'nothing'}; seed {settings.seed}; folder {out}")
+        log.say(f"{device}, {torch.get_num_threads()} threads; torch {torch.__version__}, torchvision {torchvision.__version__}")
         if state.get("note"):
             log.say(state.pop("note"))
         if state["metrics"] or state["step"]:

@@ -63,7 +63,9 @@ def build(settings, num_classes, mean, std):
     """An untrained `BlockDrop` as the settings say."""
     net = resnet(settings.depth, num_classes, settings.family)
     u = settings.fixed_policy(net.segments)
-    policy = policy_net(net.num_blocks, settings.family, settings.policy_width, settings.policy_half) if u is None else FixedPolicy(u)
+    policy = (
+        policy_net(net.num_blocks, settings.family, settings.policy_width, settings.policy_half) if u is None else FixedPolicy(u)
+    )
     return BlockDrop(net, policy, mean, std)
 
 
@@ -75,7 +77,9 @@ def restore(state, path):
         load_state(model.resnet, state["resnet"], f"{path}, resnet")
         load_state(model.policy, state["policy"], f"{path}, policy")
     except (KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{path} is damaged or from another version of blockdrop_min: {type(problem).__name__} {problem}") from None
+        raise ValueError(
+            f"{path} is damaged or from another version of blockdrop_min: {type(problem).__name__} {problem}"
+        ) from None
     return model.eval()
 
 
@@ -86,5 +90,3 @@ def load(path, device="cpu"):
     `logits, u = load("runs/demo")(images)`.    Raises ValueError if the file is missing, damaged or not a checkpoint.
     """
     return restore(read(path), path).to(device, memory_format=torch.channels_last)
-
-

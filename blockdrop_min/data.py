@@ -104,7 +104,9 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
             raise ValueError(f"{root}: the classes of train and of the test folder differ")
     train_images = train_images or len(train)
     if not (0 < val_images < train_images <= len(train)):
-        raise ValueError(f"{train_images} training images with {val_images} of them for validation cannot be cut from {len(train)}")
+        raise ValueError(
+            f"{train_images} training images with {val_images} of them for validation cannot be cut from {len(train)}"
+        )
     order = torch.randperm(len(train), generator=seeded("split"))[:train_images]
     train, val = train.subset(order[val_images:]), train.subset(order[:val_images])
     if isinstance(train.images, torch.Tensor):
@@ -149,7 +151,9 @@ def folder(root, names, size, in_memory):
     for i, (path, _) in enumerate(data.samples):
         image = data[i][0]
         if image.shape != first:
-            raise ValueError(f"{path} is {tuple(image.shape[1:])} pixels and others {tuple(first[1:])}; resize them with --image-size")
+            raise ValueError(
+                f"{path} is {tuple(image.shape[1:])} pixels and others {tuple(first[1:])}; resize them with --image-size"
+            )
         images[i] = image
     if first[1] != first[2]:
         raise ValueError(f"{found[0]}: images are {first[1]} x {first[2]}; make them square with --image-size")
@@ -162,6 +166,7 @@ def augment(x, crop, pad, generator):
     x: uint8 [B, 3, H, W], on the generator's device.    Returns uint8 [B, 3, crop, crop], channels_last.
     """
     x = F.pad(x, (pad, pad, pad, pad))
+
     def draw(n):
         return torch.randint(n, (len(x), 1), generator=generator, device=x.device)
 

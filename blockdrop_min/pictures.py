@@ -1,5 +1,7 @@
 """Pictures of what a run has learned, drawn with Pillow and torchvision."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
@@ -23,8 +25,8 @@ def keep_rates(u, labels, classes, path):
     """A heat map: how often images of each class keep each block. u: [N, K].    labels: [N]."""
     rates = torch.stack([u[labels == c].mean(0) for c in range(len(classes))])  # [C, K]
     cell, left, top = (28 if u.shape[1] <= 30 else 14), 110, 44
-    image, draw = canvas(left + cell * u.shape[1] + 20, top + cell * len(classes) + 14)
-    write(draw, (left, 12), "share of a class's images that keep block k (white 0, dark 1)")
+    image, draw = canvas(max(480, left + cell * u.shape[1] + 20), top + cell * len(classes) + 14)
+    write(draw, (8, 12), "share of a class's images that keep block k (white: none, dark: all)")
     for k in range(0, u.shape[1], 1 if cell > 20 else 5):
         write(draw, (left + cell * (k + 0.5), top - 10), str(k), 11, "mm")
     for c, name in enumerate(classes):
@@ -63,14 +65,16 @@ def tradeoff(points, path, title="accuracy against FLOPs"):
     image, draw = canvas(width, height)
     xs, ys = [f / 1e6 for f, _ in points.values()], [100 * a for _, a in points.values()]
     x_high, y_low, y_high = max(xs) * 1.08, min(ys), max(ys)
-    y_low, y_high = y_low - 0.08 * (y_high - y_low + 1), y_high + 0.08 * (y_high - y_low + 1)
+    y_low, y_high = math.floor(y_low - 0.5), math.ceil(y_high + 0.5)
 
     def place(x, y):
-        return left + x / x_high * (width - left - right), height - bottom - (y - y_low) / (y_high - y_low) * (height - bottom - top)
+        return left + x / x_high * (width - left - right), height - bottom - (y - y_low) / (y_high - y_low) * (
+            height - bottom - top
+        )
 
     write(draw, (left, 18), title, 15)
     write(draw, ((left + width - right) / 2, height - 18), "million FLOPs an image, policy network included", anchor="mm")
-    write(draw, (8, top - 6), "accuracy %")
+    write(draw, (8, 18), "accuracy %")
     for i in range(6):
         x, y = x_high * i / 5, y_low + (y_high - y_low) * i / 5
         (px, _), (_, py) = place(x, y_low), place(0, y)

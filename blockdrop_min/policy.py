@@ -38,7 +38,9 @@ class PolicyNet(nn.Module):
         own = self.features.state_dict()
         for name, tensor in own.items():
             if name not in resnet18 or resnet18[name].shape != tensor.shape:
-                raise ValueError(f"the policy network cannot start from these weights: {name} is missing or not {list(tensor.shape)}")
+                raise ValueError(
+                    f"the policy network cannot start from these weights: {name} is missing or not {list(tensor.shape)}"
+                )
         self.features.load_state_dict({name: resnet18[name] for name in own})
 
 

@@ -56,7 +56,9 @@ class Settings:
     finetune_lr: float = option(3e-4, "learning rate of finetuning (Adam)", 0)
     finetune_gamma: float = option(10.0, "penalty of a wrong prediction in finetuning's reward", 0)
     full_share: float = option(0.25, "share of each finetuning batch also trained on with all blocks on (paper: 0)", 0, 1)
-    schedule: str = option("cosine", "learning rate: cosine to 0 after a warm-up, or step (x 0.1 at 80 %)", choices=("cosine", "step"))
+    schedule: str = option(
+        "cosine", "learning rate: cosine to 0 after a warm-up, or step (x 0.1 at 80 %)", choices=("cosine", "step")
+    )
     # Policy gradient
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
     beta: float = option(0.02, "weight of the entropy bonus in the curriculum (authors: 0.1)", 0)
@@ -106,8 +108,8 @@ class Settings:
 
 
 PAPER = dict(
-    policy_width=16, policy_half=False, keep_bias=0.0, drop=0.0, curriculum_batch=2048, curriculum_epochs=5000, curriculum_lr=1e-3,
-    curriculum_gamma=1.0, free_by=0.0, finetune_batch=256, finetune_epochs=2000, finetune_lr=1e-4, finetune_gamma=10.0,
+    policy_width=16, policy_half=False, keep_bias=0.0, drop=0.0, curriculum_batch=2048, curriculum_epochs=5000,
+    curriculum_lr=1e-3, curriculum_gamma=1.0, free_by=0.0, finetune_batch=256, finetune_epochs=2000, finetune_lr=1e-4, finetune_gamma=10.0,
     full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0,
 )  # fmt: skip
 CIFAR10 = dict(data="cifar10", val_images=5000, pretrain_epochs=30, curriculum_epochs=10, finetune_epochs=20)
@@ -148,7 +150,9 @@ def make_parser():
     parser = Parser(prog="train.py", description="Train BlockDrop.", allow_abbrev=False)
     parser.add_argument("--out", help="the run's folder; default: runs/<preset>")
     for f in fields(Settings):
-        shown = f"{f.metadata['help']} (demo: {f.default})" if f.name != "preset" else f"one of {', '.join(PRESETS)} (default: demo)"
+        shown = (
+            f"{f.metadata['help']} (demo: {f.default})" if f.name != "preset" else f"one of {', '.join(PRESETS)} (default: demo)"
+        )
         kind = dict(action=argparse.BooleanOptionalAction) if isinstance(f.default, bool) else dict(type=type(f.default))
         metavar = {} if isinstance(f.default, bool) else dict(metavar=type(f.default).__name__.upper())
         parser.add_argument(f"--{flag(f.name)}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **kind, **metavar)

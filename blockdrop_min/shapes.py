@@ -8,7 +8,6 @@ falls while noise, clutter (strokes), occlusion (a bar) and turning grow, until 
 import math
 
 import torch
-import torch.nn.functional as F
 
 FADED = 0.65  # the difficulty from which on an image is grey
 

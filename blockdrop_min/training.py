@@ -88,4 +88,3 @@ def fixed_policy_step(model, x, y):
     """Finetuning of the ResNet under a policy that does not learn: cross-entropy alone."""
     logits = model.resnet(x, model.policy.u, execute="sparse")
     return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
-

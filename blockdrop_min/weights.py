@@ -52,7 +52,9 @@ def load_state(network, state, what):
         raise ValueError(f"{what}: {len(missing)} tensors missing {missing[:3]}, {len(left)} left over {left[:3]}")
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.shape != own[name].shape:
-            raise ValueError(f"{what}: {name} is {list(getattr(tensor, 'shape', []))}; this network needs {list(own[name].shape)}")
+            raise ValueError(
+                f"{what}: {name} is {list(getattr(tensor, 'shape', []))}; this network needs {list(own[name].shape)}"
+            )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{what}: {name} holds a number that is not finite")
     network.load_state_dict(state)
