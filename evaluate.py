@@ -101,6 +101,9 @@ def show(console, runs, group):
             mean_std([r.distinct_policies for r in rows], "{:.0f}"),
         )  # fmt: skip
     console.print(table)
+    for run, (_, _, results) in zip(runs, group, strict=True):
+        if "best static" in results:
+            console.print(f"{run}: best static policy {''.join(str(int(u)) for u in results['best static'].u[0])}")
     found = [numbers(data, results) for _, data, results in group]
     if "rank_correlation" in found[0] and "blockdrop" in results:
         quarters = zip(*(f["blocks_by_difficulty"] for f in found), strict=True)

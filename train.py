@@ -14,7 +14,7 @@ import torchvision
 
 import evaluate
 from blockdrop_min import free_blocks, load_foreign
-from blockdrop_min.checkpoint import build, read, restore, save, write_safely
+from blockdrop_min.checkpoint import NAME, PREVIOUS, build, read, restore, save, write_safely
 from blockdrop_min.data import augment, load_data, seeded
 from blockdrop_min.log import Log
 from blockdrop_min.report import run_policy
@@ -43,11 +43,9 @@ def open_folder(out, settings):
     Raises ValueError if the folder holds a run with other settings, and OSError if it cannot be written to.
     """
     out.mkdir(parents=True, exist_ok=True)
-    mine, state = asdict(settings), None
-    if (out / "checkpoint.pt").exists():
-        state = read(out)
-    if (out / "settings.json").exists() or state:
-        theirs = state["settings"] if state else json.loads((out / "settings.json").read_text())
+    mine, state = asdict(settings), read(out) if (out / NAME).exists() or (out / PREVIOUS).exists() else None
+    if state:
+        theirs = state["settings"]
         differ = [f"{flag(name)} {theirs.get(name)} there, {mine[name]} here"
                   for name in mine if theirs.get(name) != mine[name] and name not in MAY_CHANGE]  # fmt: skip
         if differ:
@@ -90,10 +88,10 @@ def learning_rate(schedule, progress):
 # Training
 
 
-def take_step(model, stage, settings, x, y, free, generator):
-    """The loss of one step of a stage, and what it saw of each image."""
-    if stage == "pretrain":
-        return pretrain_step(model, x, y, settings.drop, generator)
+def take_step(model, stage, settings, x, y, free, progress, generator):
+    """The loss of one step of a stage, and what it saw of each image. progress: the share of the stage that is done."""
+    if stage == "pretrain":  # plain at first: dropping sets in after a fifth of the steps, fully after two fifths
+        return pretrain_step(model, x, y, settings.drop * min(1.0, max(0.0, progress / 0.2 - 1)), generator)
     if settings.policy != "learned":
         return fixed_policy_step(model, x, y)
     if stage == "curriculum":
@@ -151,9 +149,10 @@ def train_one_epoch(model, optimizer, data, state, settings, log, asked):
     set_mode(model, stage)
     for x, y in data.train.batches(batch, order, settings.workers):
         generator = seeded(settings.seed, stage, epoch, state["step"], device=device)
+        progress = (epoch + state["step"] / steps) / epochs
         x = model.prepare(augment(x, data.crop, data.pad, generator))
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-            loss, seen = take_step(model, stage, settings, x, y, free, generator)
+            loss, seen = take_step(model, stage, settings, x, y, free, progress, generator)
         optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -161,7 +160,6 @@ def train_one_epoch(model, optimizer, data, state, settings, log, asked):
             raise FloatingPointError(f"loss or gradient is not finite in {stage}, epoch {epoch + 1}, step {state['step']}; "
                                      f"try a smaller --{flag(f'{stage}_lr')}")  # fmt: skip
         for group in optimizer.param_groups:
-            progress = (epoch + state["step"] / steps) / epochs
             group["lr"] = getattr(settings, f"{stage}_lr") * learning_rate(settings.schedule, progress)
         optimizer.step()
         for name, value in {"loss": loss.detach() * len(x), "images": torch.tensor(len(x)), **seen}.items():
@@ -224,6 +222,8 @@ def main(arguments=None):
     try:
         device = choose_device(settings.device)
         state = open_folder(out, settings)
+        if not (state or settings.resnet or settings.epochs("pretrain")):
+            raise ValueError("nothing pretrains the ResNet; give it weights with --resnet FILE, or epochs of the stage pretrain")
         data = load_data(settings.data, settings.data_dir, settings.image_size, settings.train_images, settings.val_images)
         model = make_model(settings, data, state, out)
     except (ValueError, OSError) as problem:
@@ -256,4 +256,7 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("train.py: stopped before its next checkpoint; what was saved stays")

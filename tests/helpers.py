@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -14,6 +15,7 @@ from blockdrop_min.resnet import BasicBlock, Bottleneck
 EXECUTIONS = ("masked", "sparse")
 seeds = st.integers(0, 2**32 - 1)
 alphas = st.floats(0.5, 1, exclude_min=True)
+few = settings(max_examples=settings.default.max_examples // 2)  # for laws that are tried in several variants
 
 
 def rng(seed):
