@@ -19,7 +19,7 @@ from blockdrop_min.data import augment, load_data, seeded
 from blockdrop_min.log import Log
 from blockdrop_min.report import run_policy
 from blockdrop_min.settings import STAGES, flag, parse
-from blockdrop_min.training import fixed_policy_step, policy_step, pretrain_step, set_mode
+from blockdrop_min.training import fixed_policy_step, policy_step, pretrain_step, set_mode, warm_step
 from blockdrop_min.weights import read_file
 
 MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "device", "workers"}  # on going on
@@ -56,10 +56,14 @@ def open_folder(out, settings):
 
 def make_model(settings, data, state, out):
     """The model as the checkpoint has it, or a new one, started from the files that the settings name."""
-    if state:
-        return restore(state, out)
     torch.manual_seed(settings.seed)
-    model = build(settings, len(data.classes), data.mean, data.std)
+    model = restore(state, out) if state else build(settings, len(data.classes), data.mean, data.std)
+    if settings.policy == "learned":  # a classifier on the policy network's features, for the warm start alone
+        model.classifier = torch.nn.Linear(model.policy.features.num_features, len(data.classes))
+    if state:
+        if settings.policy == "learned":
+            model.classifier.load_state_dict(state["classifier"])
+        return model
     if settings.policy == "learned":
         torch.nn.init.constant_(model.policy.logit.bias, settings.keep_bias)
     if settings.resnet:
@@ -73,8 +77,7 @@ def make_optimizer(model, stage, settings):
     """SGD for the ResNet in pretraining, Adam without weight decay in the other stages (authors' code)."""
     if stage == "pretrain":
         return torch.optim.SGD(model.resnet.parameters(), settings.pretrain_lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    network = model.policy if stage == "curriculum" else model
-    return torch.optim.Adam(network.parameters(), getattr(settings, f"{stage}_lr"))
+    return torch.optim.Adam(model.parameters(), getattr(settings, f"{stage}_lr"))  # what is frozen has no gradient
 
 
 def learning_rate(schedule, progress):
@@ -94,6 +97,8 @@ def take_step(model, stage, settings, x, y, free, progress, generator):
         return pretrain_step(model, x, y, settings.drop * min(1.0, max(0.0, progress / 0.2 - 1)), generator)
     if settings.policy != "learned":
         return fixed_policy_step(model, x, y)
+    if stage == "curriculum" and not free.any():
+        return warm_step(model, x, y)
     if stage == "curriculum":
         return policy_step(model, x, y, free, settings.alpha, settings.beta, settings.curriculum_gamma, generator)
     return policy_step(model, x, y, free, settings.alpha, settings.finetune_beta, settings.finetune_gamma, generator,
@@ -101,11 +106,11 @@ def take_step(model, stage, settings, x, y, free, progress, generator):
 
 
 def free_in(stage, epoch, settings, num_blocks):
-    """Which blocks the policy decides on in this epoch: none in pretraining, all in finetuning, or the curriculum's."""
-    if stage != "curriculum":
+    """Which blocks the policy decides on in this epoch: none before the curriculum and in its warm start, then its own."""
+    if stage != "curriculum" or epoch < settings.warm_epochs:
         return torch.full((num_blocks,), stage == "finetune")
-    opening = math.ceil(settings.free_by * settings.curriculum_epochs)
-    return free_blocks(epoch, num_blocks, opening or None)
+    opening = math.ceil(settings.free_by * (settings.curriculum_epochs - settings.warm_epochs))
+    return free_blocks(epoch - settings.warm_epochs, num_blocks, opening or None)
 
 
 class Stop(Exception):
@@ -201,7 +206,7 @@ def train(model, data, state, settings, out, log):
                 optimizer.load_state_dict(state["optimizer"])
 
             def keep():
-                networks = {"resnet": model.resnet.state_dict(), "policy": model.policy.state_dict()}
+                networks = {name: network.state_dict() for name, network in model.named_children()}
                 save(out, {**state, **networks, "optimizer": optimizer.state_dict()})  # noqa: B023
 
             while state["epoch"] < settings.epochs(stage):

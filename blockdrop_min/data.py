@@ -84,14 +84,14 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     """The data set `name`, one of DATA. The test set is read only if `with_test`.
 
     root: the folder of files (not for shapes).    image_size: resize to this side, 0 = as the images are.
-    train_images: use this many, drawn at random; 0 = all (shapes: 10,000), validation images included.
+    train_images: use this many, drawn at random; 0 = all (shapes: 8,000), validation images included.
     val_images are cut from the training images; the cut does not depend on the run's seed.
     Raises ValueError, one line, on missing, empty, corrupt or mixed-size files, and on splits that cannot be made.
     """
     if name == "shapes":
         size = image_size or 32
-        train, classes = Split(*make_shapes(train_images or 10_000, seed=0, size=size)), tuple(SHAPES)
-        test = Split(*make_shapes((train_images or 10_000) // 5, seed=1, size=size)) if with_test else None
+        train, classes = Split(*make_shapes(train_images or 8_000, seed=0, size=size)), tuple(SHAPES)
+        test = Split(*make_shapes(min(2_000, len(train) // 4), seed=1, size=size)) if with_test else None
     elif name in ("cifar10", "cifar100"):
         train, classes = cifar(name, root, True)
         test = cifar(name, root, False)[0] if with_test else None

@@ -11,8 +11,8 @@ from .model import FixedPolicy
 from .policy import greedy, static_policy
 
 BATCH = 250
-DRAWS = 5  # random policies are averaged over this many draws
-SEARCH = 40  # static policies that the search for the best one tries
+DRAWS = 3  # random policies are averaged over this many draws
+SEARCH = 30  # static policies that the search for the best one tries
 
 
 @dataclass

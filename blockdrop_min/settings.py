@@ -29,7 +29,7 @@ class Settings:
     data: str = option("shapes", "data set", choices=DATA)
     data_dir: str = option("data", "folder with the files of cifar10, cifar100, folder or imagenet")
     image_size: int = option(0, "resize images to this side (imagenet: crop to it); 0 = as they are (imagenet: 224)", 0, 4096)
-    train_images: int = option(0, "training images to use, validation included; 0 = all (shapes: 10,000)", 0)
+    train_images: int = option(0, "training images to use, validation included; 0 = all (shapes: 8,000)", 0)
     val_images: int = option(1000, "images cut from the training set for validation", 1)
     # Networks
     family: str = option("cifar", "kind of ResNet", choices=("cifar", "imagenet"))
@@ -43,26 +43,27 @@ class Settings:
     # Stages
     stages: str = option("pretrain,curriculum,finetune", "stages to run, in order")
     pretrain_epochs: int = option(6, "epochs of pretraining", 0)
-    pretrain_batch: int = option(128, "images a step in pretraining", 2)
-    pretrain_lr: float = option(0.1, "peak learning rate of pretraining (SGD, Nesterov momentum 0.9, weight decay 5e-4)", 0)
+    pretrain_batch: int = option(64, "images a step in pretraining", 2)
+    pretrain_lr: float = option(0.05, "peak learning rate of pretraining (SGD, Nesterov momentum 0.9, weight decay 5e-4)", 0)
     drop: float = option(0.75, "share of the images that drop random blocks in pretraining; 0 = plain", 0, 1)
-    curriculum_epochs: int = option(3, "epochs of the curriculum", 0)
-    curriculum_batch: int = option(128, "images a step in the curriculum", 2)
+    curriculum_epochs: int = option(5, "epochs of the curriculum, its warm start included", 0)
+    warm_epochs: int = option(1, "epochs at its begin in which the policy network's features learn to classify (paper: 0)", 0)
+    curriculum_batch: int = option(64, "images a step in the curriculum", 2)
     curriculum_lr: float = option(2e-3, "learning rate of the curriculum (Adam)", 0)
-    curriculum_gamma: float = option(5.0, "penalty of a wrong prediction in the curriculum's reward", 0)
+    curriculum_gamma: float = option(3.0, "penalty of a wrong prediction in the curriculum's reward", 0)
     free_by: float = option(0.5, "share of the curriculum after which all blocks are free; 0 = one more an epoch (paper)", 0, 1)
     finetune_epochs: int = option(2, "epochs of joint finetuning", 0)
-    finetune_batch: int = option(128, "images a step in finetuning", 2)
-    finetune_lr: float = option(3e-4, "learning rate of finetuning (Adam)", 0)
-    finetune_gamma: float = option(10.0, "penalty of a wrong prediction in finetuning's reward", 0)
+    finetune_batch: int = option(64, "images a step in finetuning", 2)
+    finetune_lr: float = option(1e-3, "learning rate of finetuning (Adam)", 0)
+    finetune_gamma: float = option(3.0, "penalty of a wrong prediction in finetuning's reward", 0)
     full_share: float = option(0.25, "share of each finetuning batch also trained on with all blocks on (paper: 0)", 0, 1)
     schedule: str = option(
         "cosine", "learning rate: cosine to 0 after a warm-up, or step (x 0.1 at 80 %)", choices=("cosine", "step")
     )
     # Policy gradient
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
-    beta: float = option(0.02, "weight of the entropy bonus in the curriculum (authors: 0.1)", 0)
-    finetune_beta: float = option(0.01, "weight of the entropy bonus in finetuning (authors: 0)", 0)
+    beta: float = option(0.1, "weight of the entropy bonus in the curriculum (authors: 0.1)", 0)
+    finetune_beta: float = option(0.05, "weight of the entropy bonus in finetuning (authors: 0)", 0)
     # The run
     seed: int = option(0, "seed of all randomness", 0)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -109,14 +110,13 @@ class Settings:
 
 PAPER = dict(
     policy_width=16, policy_half=False, keep_bias=0.0, drop=0.0, curriculum_batch=2048, curriculum_epochs=5000,
-    curriculum_lr=1e-3, curriculum_gamma=1.0, free_by=0.0, finetune_batch=256, finetune_epochs=2000, finetune_lr=1e-4,
-    finetune_gamma=10.0, full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0,
+    curriculum_lr=1e-3, curriculum_gamma=1.0, warm_epochs=0, free_by=0.0, finetune_batch=256, finetune_epochs=2000,
+    finetune_lr=1e-4, finetune_gamma=10.0, full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0,
 )  # fmt: skip
 CIFAR10 = dict(data="cifar10", val_images=5000, pretrain_epochs=30, curriculum_epochs=10, finetune_epochs=20)
-IMAGENET = dict(
+IMAGENET = PAPER | dict(
     data="imagenet", family="imagenet", depth=101, val_images=10_000, policy_width=64, policy_half=True, pretrain_epochs=0,
-    curriculum_batch=2048, curriculum_epochs=45, curriculum_lr=1e-3, free_by=0.0, finetune_batch=320, finetune_epochs=10,
-    finetune_lr=1e-4, finetune_gamma=5.0, full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0, workers=16,
+    curriculum_epochs=45, finetune_batch=320, finetune_epochs=10, finetune_gamma=5.0, workers=16,
 )  # fmt: skip
 
 # What each preset changes of the defaults. `-paper` is the paper's and the authors' own recipe.

@@ -44,6 +44,12 @@ def pretrain_step(model, x, y, share, generator):
     return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
 
 
+def warm_step(model, x, y):
+    """Warm start of the policy network: its features learn to classify, through `model.classifier`, before they decide."""
+    logits = model.classifier(model.policy.embed(x))
+    return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
+
+
 @torch.no_grad()
 def correct_under(resnet, x, y, u):
     """Which predictions are right under the policies u [B, K]: [B] bool. Leaves no trace: eval mode, no gradient."""
