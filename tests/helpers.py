@@ -178,9 +178,10 @@ def probabilities(draw, max_blocks=6, inside=True):
     return s if inside else torch.where(policies(B, K, seed + 2).bool(), s, special)
 
 
-def masks(num_blocks):
+def masks(num_blocks, min_free=0):
     """Strategy: which blocks are free, [K] bool."""
-    return st.lists(st.booleans(), min_size=num_blocks, max_size=num_blocks).map(torch.tensor)
+    free = st.sets(st.integers(0, num_blocks - 1), min_size=min_free)
+    return free.map(lambda chosen: torch.tensor([k in chosen for k in range(num_blocks)]))
 
 
 # ---------------------------------------------------------------------------------------------------- foreign files

@@ -102,6 +102,14 @@ def test_the_blocks_come_in_the_order_in_which_an_image_meets_them():
     assert [block.conv1.stride for block in net.blocks] == [(1, 1), (1, 1), (2, 2), (1, 1), (2, 2), (1, 1)]
 
 
+def test_convolutions_start_from_kaimings_normal_distribution_by_fan_out():
+    for name, p in resnet(14).named_parameters():
+        if p.dim() == 4:
+            fan_out = p.shape[0] * p.shape[2] * p.shape[3]
+            error = 4.5 / (2 * p.numel()) ** 0.5  # relative standard error of a standard deviation is 1 / sqrt(2 n)
+            assert p.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=error), name
+
+
 # ----------------------------------------------------------------------------------------------------- two roads
 @given(cases())
 def test_all_ones_is_the_plain_resnet(case):

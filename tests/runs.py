@@ -1,0 +1,118 @@
+"""Builders for the tests of data, stages, checkpoints, reports and programs: small files, data sets, models and runs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from helpers import randomise, rng, small_policy_net, small_resnet
+from PIL import Image
+
+import train
+from blockdrop_min import BlockDrop, FixedPolicy
+from blockdrop_min.checkpoint import build, read
+from blockdrop_min.data import Data, Split
+from blockdrop_min.settings import PRESETS, Settings
+
+# Every stage in a second: 72 images to learn from, in steps of 32, 32 and 8; 24 to validate on and 24 to test on.
+SHORT = [
+    "--preset=smoke", "--device=cpu", "--image-size=16", "--train-images=96", "--val-images=24", "--pretrain-batch=32",
+    "--curriculum-batch=32", "--finetune-batch=32", "--pretrain-epochs=2", "--curriculum-epochs=3", "--warm-epochs=1",
+    "--finetune-epochs=1",
+]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+def solid(value, size=(8, 8)):
+    """An image of one colour; `value` in red, its double in green, its triple in blue."""
+    return Image.new("RGB", size, tuple(n * value % 256 for n in (1, 2, 3)))
+
+
+def write_tree(root, parts=("train", "test"), classes=("apple", "bee"), each=6, size=(8, 8), suffix=".png"):
+    """root/<part>/<class>/<i>.png, the images of a part each brighter than the one before."""
+    for part in parts:
+        for c, name in enumerate(classes):
+            folder = Path(root) / part / name
+            folder.mkdir(parents=True)
+            for i in range(each):
+                solid(10 * (1 + c * each + i) % 256, size).save(folder / f"{i}{suffix}")
+    return Path(root)
+
+
+def contents(folder):
+    """Path -> bytes of all files under a folder."""
+    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+# ----------------------------------------------------------------------------------------------- models and data
+@torch.no_grad()
+def pair(segments=(1, 1, 1), seed=0, fixed=None):
+    """A small random BlockDrop, float32, eval mode, for random images: s spreads widely over them; or the policy `fixed`."""
+    K, net = sum(segments), small_resnet(segments, seed=seed)
+    policy = FixedPolicy(torch.tensor(fixed)) if fixed is not None else small_policy_net(K, seed=seed + 1)
+    model = BlockDrop(net, policy, mean=(0.5, 0.5, 0.5), std=(0.29, 0.29, 0.29)).float().eval()
+    if fixed is None:
+        logits = policy.logit(policy.embed(batch(200)[0]))
+        policy.logit.weight /= logits.std(0)[:, None]
+        policy.logit.bias.copy_((policy.logit.bias - logits.mean(0)) / logits.std(0) + torch.linspace(-0.5, 0.5, K))
+    return model
+
+
+def batch(count=6, seed=0, classes=5, size=9):
+    """Images as the networks want them, and labels."""
+    return torch.randn(count, 3, size, size, generator=rng(seed)), torch.randint(classes, (count,), generator=rng(seed + 1))
+
+
+def split(count=12, seed=0, classes=5, size=9):
+    """A Split of random uint8 images."""
+    images = torch.randint(256, (count, 3, size, size), generator=rng(seed), dtype=torch.uint8)
+    return Split(images, torch.arange(count) % classes, torch.rand(count, generator=rng(seed + 2)))
+
+
+def small_data(count=40, classes=5, size=9):
+    names = tuple("abcdefghij"[:classes])
+    parts = (split(count, seed, classes, size) for seed in (10, 20, 30))
+    return Data(*parts, names, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), size, 1)
+
+
+def state_of(**changes):
+    """A checkpoint's dict, as train.py makes it, of a random ResNet-8 with a small policy network; and the model."""
+    settings = Settings(**{**PRESETS["smoke"], "preset": "smoke", "policy_width": 2, **changes})
+    model = randomise(build(settings, 10, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), seed=3).eval()
+    state = {
+        "settings": asdict(settings), "classes": tuple("abcdefghij"), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2),
+        "crop": 32, "stage": "finetune", "epoch": 1, "step": 0, "sums": {}, "optimizer": None, "metrics": [],
+        "resnet": model.resnet.state_dict(), "policy": model.policy.state_dict(),
+    }  # fmt: skip
+    return state, model
+
+
+# ----------------------------------------------------------------------------------------------------------- runs
+def short_run(out, *flags):
+    """train.py in this process, without its evaluation: the exit code. The last of several equal flags counts."""
+    before, train.evaluate.main = train.evaluate.main, lambda arguments: 0
+    try:
+        return train.main([*SHORT, "--out", str(out), *flags])
+    finally:
+        train.evaluate.main = before
+
+
+def rows(folder):
+    """The rows of a run's metrics.jsonl, without what depends on the clock."""
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+
+
+def bits(folder):
+    """A run's newest checkpoint without what depends on the clock, as a flat dict: path in the dict -> value."""
+    found = {}
+
+    def walk(value, path):
+        if isinstance(value, (dict, list, tuple)):
+            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+                walk(part, (*path, key))
+        elif path[-1] != "seconds":
+            found[path] = value.tolist() if isinstance(value, torch.Tensor) else value
+
+    walk(read(folder), ())
+    return found

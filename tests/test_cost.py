@@ -1,0 +1,158 @@
+"""FLOPs, to the integer: against the constants of the literature, a count by hand, and PyTorch's own counter."""
+
+import pytest
+import torch
+from helpers import cases, few, images, policies, seeds, small_policy_net, small_resnet
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from blockdrop_min import BlockDrop, Cost, FixedPolicy, policy_cost, policy_net, resnet, resnet_cost
+
+
+def counted(run):
+    """What PyTorch counts while it runs."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+def on_meta(make, *arguments):
+    with torch.device("meta"):
+        return make(*arguments)
+
+
+# ------------------------------------------------------------------------------------------------------- by hand
+# depth, classes, family, image side: all on, none on, one block, {the blocks that differ}
+TABLE = {
+    (32, 10, "cifar", 32): (137_725_184, 886_016, 9_437_184, {5: 7_077_888, 10: 7_077_888}),
+    (110, 10, "cifar", 32): (505_775_360, 886_016, 9_437_184, {18: 7_077_888, 36: 7_077_888}),
+    (32, 100, "cifar", 32): (137_736_704, 897_536, 9_437_184, {5: 7_077_888, 10: 7_077_888}),
+    (110, 100, "cifar", 32): (505_786_880, 897_536, 9_437_184, {18: 7_077_888, 36: 7_077_888}),
+    (101, 1000, "imagenet", 224): (
+        15_602_810_880, 959_447_040, 436_731_904,
+        {0: 359_661_568, 3: 539_492_352, 7: 539_492_352, 30: 539_492_352},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_the_published_networks_cost_what_the_table_says(key):
+    depth, classes, family, side = key
+    full, none, block, others = TABLE[key]
+    cost = resnet_cost(on_meta(resnet, depth, classes, family), side)
+    assert cost.blocks == tuple(others.get(k, block) for k in range(len(cost.blocks)))
+    assert (cost.full, cost.fixed) == (full, none)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "family", "side", "with_value_head", "value_head"),
+    [
+        (15, "cifar", 32, 24_479_744, 128),
+        (54, "cifar", 32, 24_484_736, 128),
+        (33, "imagenet", 224, 471_918_592, 1024),
+    ],
+)
+def test_the_policy_nets_cost_what_the_table_says_without_its_value_head(num_blocks, family, side, with_value_head, value_head):
+    assert policy_cost(on_meta(policy_net, num_blocks, family), side) == with_value_head - value_head
+
+
+def test_a_network_of_one_block_by_hand():
+    cost = resnet_cost(small_resnet((1,), (4,), 5), (6, 7))
+    stem, classifier = 2 * 3 * 3 * 3 * 4 * 42, 2 * 4 * 5  # 2 x kernel area x in x out x pixels
+    assert cost == Cost(stem + classifier, (2 * (2 * 3 * 3 * 4 * 4 * 42),))
+
+
+def test_the_cost_of_policies_adds_up_what_they_keep():
+    u = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 1], [1, 1, 1]])
+    assert Cost(100, (1, 20, 300)).of(u).tolist() == [100, 101, 420, 421]
+
+
+def test_all_on_is_fixed_plus_all_blocks():
+    assert Cost(100, (1, 20, 300)).full == 421
+
+
+# ----------------------------------------------------------------------------------------------------- two roads
+@given(cases())
+def test_each_image_costs_what_pytorch_counts_when_it_runs_sparsely_under_its_policy(case):
+    cost = resnet_cost(case.net, tuple(case.x.shape[2:])).of(case.u)
+    for i in range(case.B):
+        assert counted(lambda i=i: case.net(case.x[i : i + 1], case.u[i], "sparse")) == cost[i]
+
+
+@few
+@given(cases())
+def test_a_sparse_batch_costs_the_sum_of_its_images(case):
+    cost = resnet_cost(case.net, tuple(case.x.shape[2:])).of(case.u)
+    assert counted(lambda: case.net(case.x, case.u, "sparse")) == cost.sum()
+
+
+@few
+@given(cases())
+def test_a_masked_batch_saves_nothing(case):
+    cost = resnet_cost(case.net, tuple(case.x.shape[2:]))
+    assert counted(lambda: case.net(case.x, case.u, "masked")) == case.B * cost.full
+
+
+@given(st.sampled_from(["cifar", "imagenet"]), st.booleans(), st.integers(1, 9), st.integers(2, 40), st.integers(2, 40))
+def test_a_policy_net_costs_what_pytorch_counts(family, half, num_blocks, height, width):
+    policy = small_policy_net(num_blocks, family, 2, half)
+    assert counted(lambda: policy(images(1, height, width))) == policy_cost(policy, (height, width))
+
+
+@pytest.mark.parametrize(
+    ("depth", "family", "side"), [(8, "cifar", 32), (20, "cifar", 31), (18, "imagenet", 65), (50, "imagenet", 64)]
+)
+def test_a_full_size_network_costs_what_pytorch_counts(depth, family, side):
+    net, x = on_meta(resnet, depth, 7, family).eval(), torch.zeros(1, 3, side, side, device="meta")
+    assert counted(lambda: net(x)) == resnet_cost(net, side).full
+
+
+@few
+@given(cases(families=("cifar",)), seeds)
+def test_a_blockdrop_costs_its_policy_net_and_the_blocks_it_keeps(case, seed):
+    model = BlockDrop(case.net, small_policy_net(case.K, seed=seed)).eval()
+    size = tuple(case.x.shape[2:])
+    expected = policy_cost(model.policy, size) + resnet_cost(case.net, size).of(model(case.x[:1])[1])
+    assert counted(lambda: model(case.x[:1])) == expected
+
+
+def test_a_fixed_policy_costs_nothing():
+    net, u = small_resnet(), torch.tensor([1.0, 0.0, 1.0])
+    model = BlockDrop(net, FixedPolicy(u)).eval()
+    assert counted(lambda: model(images(1))) == resnet_cost(net, 9).of(u[None])
+
+
+# ---------------------------------------------------------------------------------------------------------- laws
+@given(cases())
+def test_all_numbers_are_integers(case):
+    cost = resnet_cost(case.net, 9)
+    assert {type(number) for number in (cost.fixed, cost.full, *cost.blocks)} == {int}
+
+
+@given(cases(), st.integers(1, 64))
+def test_a_square_image_needs_one_number(case, side):
+    assert resnet_cost(case.net, side) == resnet_cost(case.net, (side, side))
+
+
+@given(cases())
+def test_dropping_everything_costs_the_fixed_part_and_keeping_everything_the_full_one(case):
+    cost = resnet_cost(case.net, 9)
+    assert cost.of(torch.stack([torch.zeros(case.K), torch.ones(case.K)])).tolist() == [cost.fixed, cost.full]
+
+
+# ---------------------------------------------------------------------------------------------------------- edges
+def test_the_cost_of_a_policy_is_exact_where_float32_is_not():
+    cost, u = Cost(2**40 + 1, (3, 2**30 + 1)), torch.tensor([[1.0, 1.0]])
+    assert cost.of(u).tolist() == [2**40 + 2**30 + 5]
+
+
+def test_no_policies_have_no_costs():
+    assert Cost(1, (2, 3)).of(policies(0, 2)).shape == (0,)
+
+
+@pytest.mark.parametrize("size", [0, -3, (0, 5), (5, 0), (1, 2, 3), (7,)])
+def test_an_impossible_image_size_is_refused(size):
+    for cost in (lambda: resnet_cost(small_resnet(), size), lambda: policy_cost(small_policy_net(3), size)):
+        with pytest.raises(ValueError, match=r"image_size is .*; it must be a side of at least 1 pixel, or \(height, width\)"):
+            cost()

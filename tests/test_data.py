@@ -1,0 +1,332 @@
+"""Data sets, the validation split, batches and augmentation."""
+
+import pickle
+from urllib.error import URLError
+
+import pytest
+import torch
+from helpers import rng, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import solid, split, write_tree
+from torchvision import datasets
+from torchvision.transforms.functional import to_pil_image
+
+from blockdrop_min.data import Split, augment, centre_crop, load_data, seeded
+from blockdrop_min.shapes import make_shapes
+
+
+def shapes(**options):
+    return load_data("shapes", None, **{"image_size": 8, "train_images": 60, "val_images": 20, **options})
+
+
+def keys(images):
+    """Images as hashable values."""
+    return [image.numpy().tobytes() for image in images]
+
+
+def read_all(part):
+    """Every image and label of a Split in its order, whether in memory or in files."""
+    x, y = zip(*part.batches(4), strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
+def one_line(problem):
+    message = str(problem.value)
+    assert message.count("\n") == 0 and len(message) < 400
+    return message
+
+
+# ------------------------------------------------------------------------------------------------------- by hand
+def test_the_middle_of_an_image_by_hand():
+    x = torch.arange(20).view(1, 1, 4, 5).expand(1, 3, 4, 5)
+    assert centre_crop(x, 2)[0, 0].tolist() == [[6, 7], [11, 12]]  # rows 1 and 2, columns 1 and 2
+
+
+def test_without_padding_an_image_is_flipped_or_as_it_was():
+    x = torch.arange(4, dtype=torch.uint8).view(1, 1, 2, 2).expand(40, 3, 2, 2)
+    seen = {str(image[0].tolist()) for image in augment(x, crop=2, pad=0, generator=rng(0))}
+    assert seen == {"[[0, 1], [2, 3]]", "[[1, 0], [3, 2]]"}
+
+
+def test_the_padding_is_black():
+    x = torch.full((200, 3, 2, 2), 255, dtype=torch.uint8)
+    sums = augment(x, crop=2, pad=2, generator=rng(0))[:, 0].long().sum((1, 2)) // 255
+    assert set(sums.tolist()) == {0, 1, 2, 4}  # the crop sees none, a corner, a side or all of the image
+
+
+def test_mean_and_deviation_are_those_of_the_training_pixels():
+    data = shapes()
+    pixels = data.train.images.double() / 255
+    for c in range(3):
+        assert data.mean[c] == pytest.approx(pixels[:, c].mean().item(), abs=1e-5)
+        assert data.std[c] == pytest.approx(pixels[:, c].std().item(), abs=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------- two roads
+@given(seeds, st.integers(1, 4), st.integers(0, 2), st.integers(2, 5))
+def test_each_augmented_image_is_a_crop_of_its_own_padded_image_flipped_or_not(seed, B, pad, side):
+    x = torch.randint(256, (B, 3, side, side), generator=rng(seed), dtype=torch.uint8)
+    out = augment(x, side, pad, rng(seed + 1))
+    for image, augmented in zip(x, out, strict=True):
+        padded = torch.zeros(3, side + 2 * pad, side + 2 * pad, dtype=torch.uint8)
+        padded[:, pad : pad + side, pad : pad + side] = image
+        places = [padded[:, i : i + side, j : j + side] for i in range(2 * pad + 1) for j in range(2 * pad + 1)]
+        assert any(torch.equal(augmented, place) or torch.equal(augmented, place.flip(2)) for place in places)
+
+
+def test_images_streamed_from_files_equal_those_in_memory(tmp_path):
+    write_tree(tmp_path, size=(40, 30))
+    solid(99, (30, 41)).save(tmp_path / "train" / "bee" / "upright.png")
+    memory, stream = (load_data(name, tmp_path, size, 0, 3, True) for name, size in (("folder", 256), ("imagenet", 0)))
+    for part in ("train", "val", "test"):
+        for one, other in zip(read_all(getattr(memory, part)), read_all(getattr(stream, part)), strict=True):
+            assert torch.equal(one, other)
+
+
+# ---------------------------------------------------------------------------------------------------------- laws
+def test_the_split_is_disjoint_and_covers_the_training_set():
+    data, everything = shapes(), shapes(val_images=1)
+    train, val = keys(data.train.images), keys(data.val.images)
+    assert not set(train) & set(val)
+    assert sorted(train + val) == sorted(keys(everything.train.images) + keys(everything.val.images))
+
+
+def test_the_split_is_a_random_one_and_always_the_same():
+    one, other = shapes(), shapes()
+    assert torch.equal(one.train.images, other.train.images) and torch.equal(one.val.labels, other.val.labels)
+    assert keys(one.val.images) != keys(shapes(val_images=21).train.images)[:20]
+
+
+def test_the_split_takes_from_all_classes(tmp_path):
+    data = load_data("folder", write_tree(tmp_path, each=30), val_images=20)  # the files lie sorted by class
+    assert set(data.val.labels.tolist()) == set(data.train.labels.tolist()) == {0, 1}
+
+
+def test_labels_and_difficulties_stay_with_their_images():
+    images, labels, difficulty = make_shapes(60, seed=0, size=8)
+    known = dict(zip(keys(images), zip(labels.tolist(), difficulty.tolist(), strict=True), strict=True))
+    for part in (shapes().train, shapes().val):
+        pairs = zip(part.labels.tolist(), part.difficulty.tolist(), strict=True)
+        assert [known[key] for key in keys(part.images)] == list(pairs)
+
+
+def test_the_test_set_shares_no_image_with_training():
+    data = shapes(with_test=True)
+    assert len(data.test) > 0 and not set(keys(data.test.images)) & set(keys(data.train.images) + keys(data.val.images))
+
+
+def test_the_test_set_is_not_read_unless_asked_for(tmp_path):
+    write_tree(tmp_path, parts=("train",))
+    assert shapes().test is None
+    assert load_data("folder", tmp_path, val_images=3).test is None
+
+
+@given(seeds, st.integers(1, 30), st.integers(1, 12))
+def test_batches_give_each_image_once_in_the_order_asked_for(seed, count, size):
+    part, order = split(count, seed, size=2), torch.randperm(count, generator=rng(seed))
+    x, y = zip(*part.batches(size, order), strict=True)
+    assert torch.equal(torch.cat(x), part.images[order]) and torch.equal(torch.cat(y), part.labels[order])
+    assert [len(b) for b in y] == [size] * (count // size) + [count % size] * (count % size > 0)
+
+
+def test_batches_from_files_give_each_image_once_in_the_order_asked_for(tmp_path):
+    part, order = load_data("imagenet", write_tree(tmp_path, each=4), val_images=1).train, torch.tensor([6, 0, 3, 1, 5])
+    (all_x, all_y), batches = read_all(part), list(part.batches(2, order))
+    assert [len(y) for _, y in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat([x for x, _ in batches]), all_x[order])
+    assert torch.equal(torch.cat([y for _, y in batches]), all_y[order])
+
+
+def test_every_image_of_a_batch_is_moved_by_draws_of_its_own():
+    x = torch.randint(256, (1, 3, 6, 6), generator=rng(0), dtype=torch.uint8).expand(900, 3, 6, 6)
+    places = keys(augment(x, 6, 1, rng(0)).contiguous())
+    counts = [places.count(place) for place in set(places)]
+    assert len(counts) == 18 and min(counts) > 25 and max(counts) < 80  # 3 x 3 places, flipped or not, 50 of each
+
+
+def test_augmentation_is_a_function_of_its_generator_and_leaves_its_argument():
+    x = split(20).images
+    before = x.clone()
+    one, same, other = (augment(x, 9, 2, rng(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other) and torch.equal(x, before)
+
+
+def test_a_seeded_generator_is_a_function_of_its_whole_key():
+    def number(*key):
+        return torch.rand(1, generator=seeded(*key)).item()
+
+    assert number(0, "finetune", 1, 2) == number(0, "finetune", 1, 2)
+    assert (
+        len({number(*key) for key in [(0, "a", 1), (1, "a", 0), (0, "b", 1), (0, "a", 11), (0, "a", 1, 1), ("0", "a", 1)]}) == 6
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- folder
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+def test_a_folder_of_images_is_read_with_its_classes(tmp_path, suffix):
+    data = load_data("folder", write_tree(tmp_path, suffix=suffix), val_images=4, with_test=True)
+    assert data.classes == ("apple", "bee")
+    red = torch.cat([data.train.images, data.val.images])[:, 0].float().mean((1, 2))  # apples are darker than bees
+    assert (red > 65).long().tolist() == torch.cat([data.train.labels, data.val.labels]).tolist()
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_the_test_images_may_lie_in_test_or_in_val(tmp_path, name):
+    data = load_data("folder", write_tree(tmp_path, parts=("train", name)), val_images=3, with_test=True)
+    assert len(data.test) == 12
+
+
+def test_images_keep_their_size_or_are_resized(tmp_path):
+    write_tree(tmp_path, size=(8, 8))
+    assert load_data("folder", tmp_path, val_images=3).train.images.shape[2:] == (8, 8)
+    assert load_data("folder", tmp_path, image_size=5, val_images=3).train.images.shape[2:] == (5, 5)
+
+
+def test_resizing_keeps_the_proportions_and_the_middle(tmp_path):
+    write_tree(tmp_path, size=(12, 4))
+    wide = solid(0, (12, 4))
+    wide.paste(solid(200, (4, 4)), (4, 0))
+    for path in (tmp_path / "train").rglob("*.png"):
+        wide.save(path)
+    assert load_data("folder", tmp_path, image_size=4, val_images=3).train.images[:, 0].unique().tolist() == [200]
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path):
+    write_tree(tmp_path)
+    solid(9).convert("L").save(tmp_path / "train" / "bee" / "grey.png")
+    solid(9).convert("RGBA").save(tmp_path / "train" / "bee" / "clear.png")
+    assert load_data("folder", tmp_path, val_images=3).train.images.shape == (11, 3, 8, 8)
+
+
+def test_fewer_training_images_are_drawn_from_all_of_them(tmp_path):
+    data = load_data("folder", write_tree(tmp_path, each=20), train_images=20, val_images=5)
+    assert (len(data.train), len(data.val)) == (15, 5) and len(set(data.train.labels.tolist())) == 2
+
+
+def test_imagenet_is_cropped_to_224_and_normalised_as_torchvisions_weights_expect(tmp_path):
+    data = load_data("imagenet", write_tree(tmp_path), val_images=3)
+    assert (data.crop, data.pad) == (224, 0)
+    assert data.mean == (0.485, 0.456, 0.406) and data.std == (0.229, 0.224, 0.225)
+
+
+# --------------------------------------------------------------------------------------------------------- cifar
+def write_cifar(folder, monkeypatch, kind, files, names):
+    """Files of CIFAR's format, random images, and torchvision told not to compare their checksums."""
+    base = folder / kind.base_folder
+    base.mkdir()
+    key = "labels" if kind is datasets.CIFAR10 else "fine_labels"
+    for i, name in enumerate(files):
+        pixels = torch.randint(256, (5, 3072), generator=rng(i), dtype=torch.uint8).numpy()
+        (base / name).write_bytes(pickle.dumps({"data": pixels, key: [0, 1, 1, 0, i]}))
+    (base / "names").write_bytes(pickle.dumps({names: ["cat", "dog", "eel"]}))
+    monkeypatch.setattr(kind, "train_list", [[name, None] for name in files[:-1]])
+    monkeypatch.setattr(kind, "test_list", [[files[-1], None]])
+    monkeypatch.setattr(kind, "meta", {"filename": "names", "key": names, "md5": None})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "names"),
+    [("cifar10", datasets.CIFAR10, "label_names"), ("cifar100", datasets.CIFAR100, "fine_label_names")],
+)
+def test_cifar_is_read_from_its_official_files(tmp_path, monkeypatch, name, kind, names):
+    write_cifar(tmp_path, monkeypatch, kind, ("batch_0", "batch_1", "tests"), names)
+    data = load_data(name, tmp_path, val_images=4, with_test=True)
+    assert (len(data.train), len(data.val), len(data.test), data.classes) == (6, 4, 5, ("cat", "dog", "eel"))
+    first = torch.randint(256, (5, 3072), generator=rng(2), dtype=torch.uint8).view(5, 3, 32, 32)  # channels, rows, columns
+    assert torch.equal(data.test.images, first) and data.test.labels.tolist() == [0, 1, 1, 0, 2]
+
+
+@pytest.mark.parametrize("problem", [URLError("no route to host"), RuntimeError("not found or corrupted"), OSError(28, "full")])
+@pytest.mark.parametrize(("name", "file"), [("cifar10", "cifar-10-python.tar.gz"), ("cifar100", "cifar-100-python.tar.gz")])
+def test_without_a_network_one_line_says_which_file_to_put_where(monkeypatch, name, file, problem):
+    def fail(self, *arguments, **options):
+        raise problem
+
+    monkeypatch.setattr(getattr(datasets, name.upper()), "__init__", fail)
+    with pytest.raises(ValueError, match=rf"{name} is not in /some/where.*put {file} there") as raised:
+        load_data(name, "/some/where")
+    one_line(raised)
+
+
+# --------------------------------------------------------------------------------------------------------- edges
+DAMAGE = {
+    "truncated.png": lambda raw: raw[: len(raw) // 2],
+    "truncated.jpg": lambda raw: raw[: len(raw) // 2],
+    "empty.png": lambda raw: b"",
+    "text.jpg": lambda raw: b"this is no image\n" * 20,
+    "chunk.png": lambda raw: raw[:33] + bytes([0, 0, 0, 32]) + raw[37:],  # the length of the pixels' chunk
+    "huge.bmp": lambda raw: raw[:18] + bytes([255, 255, 255, 0] * 2) + raw[26:],  # width and height
+    "header.ppm": lambda raw: raw.replace(b"40", b"4x", 1),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_corrupt_image_is_named_in_one_line(tmp_path, name):
+    write_tree(tmp_path, size=(40, 40))
+    bad = tmp_path / "train" / "bee" / name
+    to_pil_image(split(1, size=40).images[0]).save(bad)
+    bad.write_bytes(DAMAGE[name](bad.read_bytes()))
+    with pytest.raises(ValueError, match=name) as raised:
+        load_data("folder", tmp_path, val_images=3)
+    one_line(raised)
+
+
+def test_images_of_mixed_size_are_refused_without_resizing_and_taken_with_it(tmp_path):
+    write_tree(tmp_path)
+    solid(5, (8, 9)).save(tmp_path / "train" / "bee" / "odd.png")
+    with pytest.raises(ValueError, match=r"odd\.png is \(9, 8\).*\(8, 8\).*--image-size") as raised:
+        load_data("folder", tmp_path, val_images=3)
+    one_line(raised)
+    assert len(load_data("folder", tmp_path, image_size=8, val_images=3).train) == 10
+
+
+def test_images_that_are_not_square_are_refused_without_resizing(tmp_path):
+    with pytest.raises(ValueError, match=r"8 x 9.*--image-size") as raised:
+        load_data("folder", write_tree(tmp_path, size=(9, 8)), val_images=3)
+    one_line(raised)
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+@pytest.mark.parametrize("parts", [(), ("train",)])
+def test_a_missing_folder_is_named(tmp_path, name, parts):
+    write_tree(tmp_path, parts)
+    with pytest.raises(ValueError, match=f"{tmp_path} has no folder {'test or val' if parts else 'train'}") as raised:
+        load_data(name, tmp_path, val_images=3, with_test=True)
+    one_line(raised)
+
+
+@pytest.mark.parametrize("empty", ["train", "train/bee"])
+def test_an_empty_folder_is_named(tmp_path, empty):
+    (tmp_path / empty).mkdir(parents=True)
+    with pytest.raises(ValueError, match=str(tmp_path / "train")) as raised:
+        load_data("folder", tmp_path)
+    one_line(raised)
+
+
+def test_classes_that_differ_between_training_and_test_are_refused(tmp_path):
+    write_tree(tmp_path, parts=("train",))
+    write_tree(tmp_path, parts=("test",), classes=("apple", "cow"))
+    with pytest.raises(ValueError, match="classes"):
+        load_data("folder", tmp_path, val_images=3, with_test=True)
+
+
+@pytest.mark.parametrize(("train_images", "val_images"), [(10, 10), (10, 11), (10, 0), (13, 3), (0, 12)])
+def test_a_split_that_leaves_a_part_empty_is_refused(tmp_path, train_images, val_images):
+    with pytest.raises(ValueError, match="cannot be cut from 12"):
+        load_data("folder", write_tree(tmp_path), train_images=train_images, val_images=val_images)
+
+
+def test_images_of_a_single_colour_do_not_give_a_deviation_of_0(tmp_path):
+    write_tree(tmp_path)
+    for path in (tmp_path / "train").rglob("*.png"):
+        solid(7).save(path)
+    assert min(load_data("folder", tmp_path, val_images=3).std) > 0
+
+
+def test_an_image_alone_is_a_batch():
+    assert [len(y) for _, y in split(1).batches(8)] == [1]
+
+
+def test_a_split_has_as_many_images_as_labels():
+    assert len(Split(torch.zeros(7, 3, 2, 2), torch.zeros(7))) == 7

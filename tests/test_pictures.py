@@ -1,0 +1,136 @@
+"""The pictures: written, of the stated size, and showing the numbers that they are given."""
+
+import pytest
+import torch
+from helpers import rng
+from PIL import Image
+from runs import split
+
+from blockdrop_min.data import Split
+from blockdrop_min.pictures import COLOURS, extremes, keep_rates, tradeoff
+
+DARK, WHITE = (8, 48, 107), (255, 255, 255)
+
+
+def opened(path):
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def heat(tmp_path, u, labels, classes=("cat", "dog"), name="heat.png"):
+    keep_rates(torch.tensor(u).float(), torch.tensor(labels), classes, tmp_path / name)
+    return opened(tmp_path / name)
+
+
+def cell(image, c, k):
+    """The colour in the middle of the cell of class c and block k."""
+    return image.getpixel((110 + 28 * k + 13, 44 + 28 * c + 13))
+
+
+def faces(tmp_path, part, u, classes, name="faces.png", **options):
+    extremes(part, u, classes, tmp_path / name, **options)
+    return opened(tmp_path / name)
+
+
+def plot(tmp_path, points, name="plot.png"):
+    tradeoff(points, tmp_path / name)
+    return opened(tmp_path / name)
+
+
+def grey_ladder(count):
+    """Images of one class, ever brighter; image i keeps i blocks of `count`."""
+    images = (torch.arange(count) * 20).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+    return Split(images, torch.zeros(count, dtype=torch.int64)), torch.ones(count, count).tril(-1)
+
+
+# ------------------------------------------------------------------------------------------------------- by hand
+def test_a_block_that_a_class_always_keeps_is_dark_and_one_that_it_never_keeps_white(tmp_path):
+    image = heat(tmp_path, [[1, 0], [1, 0], [0, 1]], [0, 0, 1])
+    assert [[cell(image, c, k) for k in (0, 1)] for c in (0, 1)] == [[DARK, WHITE], [WHITE, DARK]]
+
+
+def test_a_keep_rate_of_one_half_is_half_way_between_white_and_dark(tmp_path):
+    image = heat(tmp_path, [[1, 1], [0, 1], [1, 1]], [0, 0, 1])
+    assert cell(image, 0, 0) == tuple(round((255 + dark) / 2) for dark in DARK)
+
+
+def test_the_image_with_the_fewest_blocks_stands_on_the_left_and_the_one_with_the_most_on_the_right(tmp_path):
+    part, u = grey_ladder(6)
+    image = faces(tmp_path, part, u, ["grey"], each=2)
+    shown = [image.getpixel((110 + x, 34 + 28))[0] for x in (28, 60 + 28, 136 + 28, 136 + 60 + 28)]
+    assert shown == [0, 20, 80, 100]  # images 0 and 1 of six, then 4 and 5
+
+
+def test_the_more_accurate_point_is_higher_and_the_dearer_one_further_right(tmp_path):
+    image = plot(tmp_path, {"cheap": (1e8, 0.90), "dear": (2e8, 0.95)})
+    pixels = image.load()
+
+    def centre(colour):
+        found = [(x, y) for x in range(70, 570) for y in range(image.height) if pixels[x, y] == colour]
+        return [sum(axis) / len(found) for axis in zip(*found, strict=True)]
+
+    (cheap_x, cheap_y), (dear_x, dear_y) = centre(COLOURS[0]), centre(COLOURS[1])
+    assert cheap_x < dear_x and cheap_y > dear_y
+    assert (dear_x - 70) / (cheap_x - 70) == pytest.approx(2, abs=0.05)  # the axis of FLOPs starts at 0
+
+
+# ---------------------------------------------------------------------------------------------------------- laws
+@pytest.mark.parametrize(("num_blocks", "width"), [(2, 480), (15, 110 + 28 * 15 + 20), (54, 110 + 14 * 54 + 20)])
+def test_the_heat_map_has_a_cell_for_each_class_and_block(tmp_path, num_blocks, width):
+    image = heat(tmp_path, [[1] * num_blocks, [0] * num_blocks], [0, 1])
+    assert image.size == (width, 44 + 2 * (28 if num_blocks < 31 else 14) + 14)
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_the_extremes_have_a_row_for_each_class(tmp_path, classes):
+    image = faces(tmp_path, split(12 * classes, classes=classes), torch.ones(12 * classes, 3), ["name"] * classes)
+    assert image.size == (110 + 2 * 5 * 60 + 24, 34 + 76 * classes)
+
+
+def test_the_tradeoff_has_its_size(tmp_path):
+    assert plot(tmp_path, {"one": (1e6, 0.5)}).size == (760, 460)
+
+
+def test_other_keep_rates_give_another_heat_map(tmp_path):
+    one, other = (heat(tmp_path, [[1, 0], u], [0, 1]) for u in ([0, 1], [1, 1]))
+    assert one.tobytes() != other.tobytes()
+
+
+def test_other_images_and_other_counts_give_other_extremes(tmp_path):
+    u = (torch.rand(20, 6, generator=rng(0)) < 0.5).float()
+    pictures = [faces(tmp_path, split(20, seed, classes=2), policy, ["a", "b"]) for seed, policy in ((0, u), (1, u), (0, 1 - u))]
+    assert len({picture.tobytes() for picture in pictures}) == 3
+
+
+def test_other_numbers_and_other_names_give_another_tradeoff(tmp_path):
+    base = {"ours": (1e8, 0.9), "rival": (2e8, 0.8)}
+    others = [base | {"ours": (1e8, 0.91)}, base | {"ours": (1.2e8, 0.9)}, {"ours": (1e8, 0.9), "other": (2e8, 0.8)}]
+    assert len({plot(tmp_path, points).tobytes() for points in (base, *others)}) == 4
+
+
+# --------------------------------------------------------------------------------------------------------- edges
+def test_a_class_with_fewer_images_than_places_shows_those_it_has(tmp_path):
+    part, u = grey_ladder(3)
+    assert faces(tmp_path, part, u, ["grey"], each=5).getpixel((110 + 2 * 60 + 28, 34 + 28))[0] == 40
+
+
+def test_a_class_without_images_leaves_its_row_empty(tmp_path):
+    part, u = grey_ladder(3)
+    image = faces(tmp_path, part, u, ["grey", "none"])
+    assert image.getpixel((110 + 28, 34 + 76 + 28)) == WHITE
+
+
+def test_a_class_without_images_is_white_in_the_heat_map(tmp_path):
+    assert cell(heat(tmp_path, [[1, 1]], [0]), 1, 0) == WHITE
+
+
+def test_images_that_are_read_from_files_are_shown_too(tmp_path):
+    part, u = grey_ladder(6)
+    streamed = Split([(image, 0) for image in part.images], part.labels)
+    shown = [faces(tmp_path, p, u, ["grey"], name).tobytes() for p, name in ((part, "a.png"), (streamed, "b.png"))]
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("points", [{"one": (1e6, 1.0)}, {"a": (1e6, 0.5), "b": (1e6, 0.5)}, {"none": (1e6, 0.0)}])
+def test_points_that_fall_together_can_be_drawn(tmp_path, points):
+    assert plot(tmp_path, points).size == (760, 460)

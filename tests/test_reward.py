@@ -1,0 +1,132 @@
+"""The reward: 1 - (|u|_0 / K)^2 for a right prediction, -gamma for a wrong one."""
+
+import pytest
+import torch
+from helpers import alphas, assert_same, every_policy, policies, probabilities, rng, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockdrop_min import bound, greedy, reward, sample
+
+gammas = st.floats(0, 1e6)
+sizes = st.tuples(st.integers(1, 5), st.integers(1, 20))  # B, K
+
+
+def drawn(size, seed):
+    """Random policies [B, K] and random outcomes [B]."""
+    B, K = size
+    return policies(B, K, seed), torch.rand(B, generator=rng(seed + 1)) < 0.5
+
+
+# ------------------------------------------------------------------------------------------------------- by hand
+def test_two_images_by_hand():
+    u = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+    R = reward(u, torch.tensor([True, False]), gamma=5)
+    assert R.tolist() == [0.75, -5.0]  # 1 - (2/4)^2, and a wrong one
+
+
+def test_right_with_no_block_earns_1_and_with_all_blocks_0():
+    assert reward(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([True, True]), 1).tolist() == [1.0, 0.0]
+
+
+# ----------------------------------------------------------------------------------------------------- two roads
+@given(sizes, gammas, seeds)
+def test_the_reward_is_that_of_a_plain_loop(size, gamma, seed):
+    u, correct = drawn(size, seed)
+    expected = []
+    for policy, right in zip(u.tolist(), correct.tolist(), strict=True):
+        kept = sum(1 for keep in policy if keep == 1)
+        expected.append(1 - (kept / len(policy)) ** 2 if right else -gamma)
+    assert_same(reward(u, correct, gamma), torch.tensor(expected, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------------------------------------------------- laws
+@given(sizes, gammas, seeds)
+def test_a_reward_lies_between_0_and_1_or_is_minus_gamma(size, gamma, seed):
+    u, correct = drawn(size, seed)
+    R = reward(u, correct, gamma)
+    assert R.shape == correct.shape
+    assert ((R >= 0) & (R <= 1))[correct].all()
+    assert R[~correct].eq(-gamma).all()
+
+
+@given(st.integers(1, 60), st.data())
+def test_a_right_prediction_earns_less_with_each_block_added(K, data):
+    order = torch.tensor(data.draw(st.permutations(range(K))))
+    u = torch.ones(K + 1, K).tril(-1)[:, order]  # row i keeps i blocks
+    assert (reward(u, torch.ones(K + 1, dtype=torch.bool), 1).diff() < 0).all()
+
+
+@given(st.integers(1, 7))
+def test_it_does_not_matter_which_blocks_are_kept(K):
+    u = every_policy(K)
+    R = reward(u, torch.ones(len(u), dtype=torch.bool), 1)
+    for count in range(K + 1):
+        assert R[u.sum(1) == count].unique().numel() == 1
+
+
+@given(sizes, gammas, seeds)
+def test_a_wrong_prediction_earns_the_same_whatever_was_kept(size, gamma, seed):
+    u, correct = drawn(size, seed)
+    assert reward(u, torch.zeros_like(correct), gamma).unique().tolist() == [-gamma]
+
+
+@given(sizes, seeds)
+def test_an_image_is_rewarded_for_itself_alone(size, seed):
+    u, correct = drawn(size, seed)
+    alone = [reward(u[i : i + 1], correct[i : i + 1], 2.0) for i in range(len(u))]
+    assert torch.equal(reward(u, correct, 2.0), torch.cat(alone))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+@given(size=sizes, seed=seeds)
+def test_a_policy_may_have_any_dtype(dtype, size, seed):
+    u, correct = drawn(size, seed)
+    assert_same(reward(u.to(dtype), correct, 3).double(), reward(u, correct, 3), 1e-6)
+
+
+@given(probabilities(), alphas, seeds)
+def test_the_rewards_of_the_sampled_and_of_the_greedy_policy_have_no_gradient(s, alpha, seed):
+    s.requires_grad_()
+    correct = torch.ones(len(s), dtype=torch.bool)
+    for u in (sample(bound(s, alpha), rng(seed)), greedy(s)):
+        assert not reward(u, correct, 1).requires_grad
+
+
+# ---------------------------------------------------------------------------------------------------------- edges
+def test_gamma_0_makes_a_wrong_prediction_as_good_as_keeping_everything():
+    u = torch.ones(2, 3)
+    assert reward(u, torch.tensor([True, False]), 0).tolist() == [0.0, 0.0]
+
+
+def test_a_huge_gamma_leaves_right_predictions_alone():
+    R = reward(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([True, False]), 1e30)
+    assert R.tolist() == [0.75, pytest.approx(-1e30)]
+
+
+def test_no_images_earn_no_rewards():
+    assert reward(torch.ones(0, 3), torch.ones(0, dtype=torch.bool), 1).shape == (0,)
+
+
+@pytest.mark.parametrize("gamma", [-1, -1e-9, float("nan")])
+def test_a_negative_penalty_is_refused(gamma):
+    with pytest.raises(ValueError, match=f"gamma is {gamma}; it must be at least 0"):
+        reward(torch.ones(1, 2), torch.tensor([True]), gamma)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1,), (3,), (4, 3), ()])
+def test_outcomes_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"they must be \[B, K\] and bool \[B\]"):
+        reward(torch.ones(4, 3), torch.ones(shape, dtype=torch.bool), 1)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3, 1)])
+def test_policies_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"u is \[{', '.join(map(str, shape))}\] and correct torch.bool \[4\]"):
+        reward(torch.ones(shape), torch.ones(4, dtype=torch.bool), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_outcomes_that_are_not_bool_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"correct {dtype}"):
+        reward(torch.ones(4, 3), torch.ones(4, dtype=dtype), 1)

@@ -1,0 +1,326 @@
+"""One training step of each stage: what its loss is, what it reaches, and what it leaves alone."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_same, few, gradients, masks, policies, rng, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import batch, bits, pair, short_run
+
+from blockdrop_min import bound, entropy, force_on, greedy, policy_loss, sample
+from blockdrop_min.settings import Settings
+from blockdrop_min.training import (
+    correct_under,
+    fixed_policy_step,
+    policy_step,
+    pretrain_step,
+    random_policies,
+    set_mode,
+    warm_step,
+)
+from train import free_in, learning_rate
+
+ALL = torch.ones(3, dtype=torch.bool)
+ALPHA, BETA, GAMMA = 0.8, 0.1, 2.0
+
+
+def ready(stage, seed=0, **options):
+    """A small BlockDrop of three blocks in the mode of a stage, with the classifier of the warm start."""
+    model = pair(seed=seed, **options)
+    if options.get("fixed") is None:
+        torch.manual_seed(seed)
+        model.classifier = torch.nn.Linear(model.policy.features.num_features, 5)
+    set_mode(model, stage)
+    return model
+
+
+def step(model, x, y, free=ALL, seed=0, **options):
+    return policy_step(model, x, y, free, ALPHA, BETA, GAMMA, rng(seed), **options)
+
+
+def draws(model, x, free=ALL, seed=0):
+    """What a step with this seed draws, on a copy: (s_bounded, u, u_greedy)."""
+    s = copy.deepcopy(model).policy(x)
+    s_bounded = bound(s, ALPHA)
+    return s_bounded, force_on(sample(s_bounded, rng(seed)), free), force_on(greedy(s), free)
+
+
+def state(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def by_hand(u, correct):
+    """The reward of one policy as plain numbers."""
+    return 1 - (sum(u) / len(u)) ** 2 if correct else -GAMMA
+
+
+# ------------------------------------------------------------------------------------------------------- by hand
+@pytest.mark.parametrize(
+    ("stage", "resnet", "policy"), [("pretrain", True, False), ("curriculum", False, True), ("finetune", True, True)]
+)
+def test_each_stage_trains_its_networks_and_freezes_the_others(stage, resnet, policy):
+    model = pair()
+    for before in ("pretrain", "curriculum", "finetune"):  # whatever came before
+        set_mode(model, before)
+        set_mode(model, stage)
+        assert {module.training for module in model.resnet.modules()} == {resnet}
+        assert {module.training for module in model.policy.modules()} == {policy}
+        assert {p.requires_grad for p in model.resnet.parameters()} == {resnet}
+        assert {p.requires_grad for p in model.policy.parameters()} == {policy}
+
+
+def test_rewards_and_advantages_equal_a_loop_over_images():
+    model, (x, y) = ready("curriculum"), batch(20)
+    _, u, u_greedy = draws(model, x)
+    _, seen = step(model, x, y)
+    for i in range(20):
+        right = [bool(model.resnet(x[i : i + 1], policy[i]).argmax() == y[i]) for policy in (u, u_greedy)]
+        R, R_greedy = by_hand(u[i].tolist(), right[0]), by_hand(u_greedy[i].tolist(), right[1])
+        assert seen["R"][i].item() == pytest.approx(R, abs=1e-6)
+        assert seen["A"][i].item() == pytest.approx(R - R_greedy, abs=1e-6)
+        assert bool(seen["correct"][i]) == right[0]
+
+
+def test_random_policies_drop_blocks_in_the_stated_share_of_the_images():
+    u = random_policies(20_000, 300, 0.4, rng(0))
+    assert (u.mean(1) < 1).double().mean().item() == pytest.approx(0.4, abs=0.02)
+
+
+def test_the_keep_rates_of_random_policies_are_uniform_from_15_percent_to_all():
+    rates = random_policies(20_000, 400, 1.0, rng(0)).mean(1)
+    assert rates.mean().item() == pytest.approx((0.15 + 1) / 2, abs=0.01)
+    assert rates.std().item() == pytest.approx((1 - 0.15) / 12**0.5, abs=0.01)
+    assert rates.min() > 0.05  # 0.15, less four standard deviations of a mean over 400 blocks
+
+
+def test_a_plain_pretraining_step_is_cross_entropy_of_the_full_network():
+    model, (x, y) = ready("pretrain"), batch()
+    expected = F.cross_entropy(copy.deepcopy(model).resnet(x), y)
+    loss, seen = pretrain_step(model, x, y, 0.0, rng(0))
+    assert_same(loss, expected, 1e-6)
+    assert seen["correct"].shape == (6,)
+
+
+def test_the_learning_rate_by_hand():
+    cosine = [learning_rate("cosine", progress) for progress in (0, 0.1, 0.2, 0.6, 1)]
+    assert cosine == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-6)
+    assert [learning_rate("step", progress) for progress in (0, 0.79, 0.8, 1)] == [1, 1, 0.1, 0.1]
+
+
+# ----------------------------------------------------------------------------------------------------- two roads
+@few
+@given(seeds, masks(3))
+def test_the_curriculum_loss_is_the_policy_loss_less_the_entropy_bonus(seed, free):
+    model, (x, y) = ready("curriculum", seed % 100), batch(seed=seed)
+    s_bounded, u, _ = draws(model, x, free, seed)
+    loss, seen = step(model, x, y, free, seed)
+    assert_same(loss, policy_loss(s_bounded, u, seen["A"], free) - BETA * entropy(s_bounded, free), 1e-5)
+
+
+@few
+@given(seeds, st.sampled_from((0.0, 0.1, 0.5, 1.0)))
+def test_finetuning_adds_the_cross_entropy_of_the_sampled_pass_and_of_a_share_of_full_passes(seed, share):
+    model, (x, y) = ready("finetune", seed % 100), batch(seed=seed)
+    s_bounded, u, _ = draws(model, x, seed=seed)
+    full = {0.0: 0, 0.1: 1, 0.5: 3, 1.0: 6}[share]  # of 6 images, rounded up
+    inputs, targets = torch.cat([x, x[:full]]), torch.cat([y, y[:full]])
+    logits = copy.deepcopy(model).resnet(inputs, torch.cat([u, torch.ones(full, 3)]), execute="sparse")
+    loss, seen = step(model, x, y, seed=seed, joint=True, full_share=share)
+    policy_part = policy_loss(s_bounded, u, seen["A"]) - BETA * entropy(s_bounded)
+    assert_same(loss, policy_part + F.cross_entropy(logits, targets), 1e-5)
+    assert torch.equal(seen["correct"], logits[:6].argmax(1) == y)
+
+
+def test_a_warm_start_step_is_cross_entropy_of_a_classifier_on_the_policys_features():
+    model, (x, y) = ready("curriculum"), batch()
+    expected = F.cross_entropy(model.classifier(copy.deepcopy(model).policy.embed(x)), y)
+    assert_same(warm_step(model, x, y)[0], expected, 1e-6)
+
+
+def test_a_fixed_policys_step_is_cross_entropy_under_it():
+    model, (x, y) = ready("finetune", fixed=[1.0, 0.0, 1.0]), batch()
+    expected = F.cross_entropy(copy.deepcopy(model).resnet(x, torch.tensor([1.0, 0.0, 1.0])), y)
+    assert_same(fixed_policy_step(model, x, y)[0], expected, 1e-5)
+
+
+def test_what_is_right_under_a_policy_equals_one_image_at_a_time():
+    model, (x, y) = pair(), batch(30)
+    u = policies(30, 3).float()
+    one_by_one = [bool(model.resnet(x[i : i + 1], u[i]).argmax() == y[i]) for i in range(30)]
+    assert correct_under(model.resnet, x, y, u).tolist() == one_by_one
+
+
+# ---------------------------------------------------------------------------------- laws: what a step leaves alone
+@pytest.mark.parametrize("step_of", [step, lambda model, x, y: warm_step(model, x, y)], ids=["policy", "warm"])
+def test_a_curriculum_step_leaves_the_resnet_bitwise_as_it_was(step_of):
+    model, (x, y) = ready("curriculum"), batch()
+    before, optimizer = state(model.resnet), torch.optim.Adam(model.parameters(), 0.1)
+    step_of(model, x, y)[0].backward()
+    optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.resnet.state_dict().items())
+    assert all(p.grad is None for p in model.resnet.parameters())
+
+
+def test_a_curriculum_leaves_the_resnet_bitwise_as_it_was(tmp_path):
+    short_run(tmp_path, "--stages=pretrain")
+    before = {path: value for path, value in bits(tmp_path).items() if path[0] == "resnet"}
+    short_run(tmp_path, "--stages=pretrain,curriculum")
+    after = bits(tmp_path)
+    assert after["stage",] == "curriculum" and len(before) > 20
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_pretraining_step_leaves_the_policy_network_bitwise_as_it_was():
+    model, (x, y) = ready("pretrain"), batch()
+    before = state(model.policy)
+    pretrain_step(model, x, y, 0.5, rng(0))[0].backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
+    assert all(p.grad is None for p in model.policy.parameters())
+
+
+def test_the_greedy_pass_of_finetuning_updates_no_batchnorm():
+    model, (x, y) = ready("finetune"), batch()
+    sampled_only = copy.deepcopy(model).resnet
+    sampled_only(x, draws(model, x)[1], execute="sparse")
+    step(model, x, y, joint=True)
+    assert all(torch.equal(b, dict(sampled_only.named_buffers())[name]) for name, b in model.resnet.named_buffers())
+
+
+def test_the_greedy_pass_of_finetuning_sends_no_gradient():
+    model, (x, y) = ready("finetune"), batch()
+    alone = copy.deepcopy(model).resnet
+    loss = F.cross_entropy(alone(x, draws(model, x)[1], execute="sparse"), y)
+    assert_same(gradients(step(model, x, y, joint=True)[0], model.resnet), gradients(loss, alone), 1e-6)
+
+
+def test_the_policy_network_looks_once_at_each_image_of_a_step():
+    model, (x, y) = ready("finetune"), batch()
+    once = copy.deepcopy(model).policy
+    once(x)
+    step(model, x, y, joint=True, full_share=0.5)
+    assert all(torch.equal(b, dict(once.named_buffers())[name]) for name, b in model.policy.named_buffers())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_what_is_right_leaves_the_mode_as_it_was(training):
+    model, (x, y) = pair(), batch()
+    model.resnet.train(training)
+    correct_under(model.resnet, x, y, torch.ones(6, 3))
+    assert {module.training for module in model.resnet.modules()} == {training}
+
+
+def test_the_cross_entropy_reaches_only_the_resnet():
+    model, (x, y) = ready("finetune"), batch()
+    policy, u = copy.deepcopy(model).policy, draws(model, x)[1]
+    loss, seen = step(model, x, y, joint=True)
+    s_bounded = bound(policy(x), ALPHA)
+    alone = policy_loss(s_bounded, u, seen["A"]) - BETA * entropy(s_bounded)
+    assert_same(gradients(loss, model.policy), gradients(alone, policy), 1e-6)
+
+
+def test_the_policy_loss_reaches_only_the_policy_network():
+    model, (x, y) = ready("finetune"), batch()
+
+    def of_resnet(beta, gamma):
+        loss, _ = policy_step(model, x, y, ALL, ALPHA, beta, gamma, rng(0), joint=True)
+        return gradients(loss, model.resnet)
+
+    assert_same(of_resnet(0.0, 0.0), of_resnet(9.0, 99.0), 1e-6)
+
+
+def test_rewards_and_advantages_carry_no_gradient():
+    model, (x, y) = ready("finetune"), batch()
+    _, seen = step(model, x, y, joint=True)
+    assert not any(value.requires_grad for value in seen.values())
+
+
+@given(seeds, masks(3), st.booleans())
+def test_no_loss_term_gives_a_forced_blocks_logit_a_gradient(seed, free, joint):
+    model, (x, y) = ready("finetune" if joint else "curriculum", seed % 100), batch(seed=seed)
+    loss, _ = step(model, x, y, free, seed, joint=joint, full_share=0.5)
+    weight, bias = torch.autograd.grad(loss, [model.policy.logit.weight, model.policy.logit.bias])
+    assert bias[~free].count_nonzero() == weight[~free].count_nonzero() == 0
+
+
+def test_a_free_blocks_logit_has_a_gradient():
+    model, (x, y) = ready("curriculum"), batch(20)
+    (bias,) = torch.autograd.grad(step(model, x, y)[0], [model.policy.logit.bias])
+    assert bias.count_nonzero() == 3
+
+
+def test_forced_blocks_are_kept_by_the_sample_and_by_the_baseline():
+    # All blocks forced: both passes are the full network, so a step can be no better than its baseline.
+    model, (x, y) = ready("curriculum"), batch(20)
+    _, seen = step(model, x, y, free=~ALL)
+    assert seen["A"].tolist() == [0] * 20
+    assert set(seen["R"].tolist()) <= {0.0, -GAMMA}  # 1 - (3/3)^2, or the penalty
+
+
+def test_a_fixed_policy_has_nothing_to_learn():
+    model, (x, y) = ready("finetune", fixed=[1.0, 0.0, 1.0]), batch()
+    fixed_policy_step(model, x, y)[0].backward()
+    assert list(model.policy.parameters()) == []
+    dropped = [p for name, p in model.resnet.named_parameters() if name.startswith("layer2.")]
+    assert dropped and all(p.grad is None or p.grad.count_nonzero() == 0 for p in dropped)
+
+
+# ---------------------------------------------------------------------------------------------- laws: randomness
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_step_is_a_function_of_its_generator(joint):
+    model, (x, y) = ready("finetune" if joint else "curriculum"), batch(20)
+    one, same, other = (step(copy.deepcopy(model), x, y, seed=seed, joint=joint)[0].item() for seed in (0, 0, 1))
+    assert one == same != other
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 9), st.floats(0, 1))
+def test_random_policies_are_of_0_and_1_and_repeatable(seed, B, K, share):
+    one, other = (random_policies(B, K, share, rng(seed)) for _ in range(2))
+    assert one.shape == (B, K) and set(one.unique().tolist()) <= {0.0, 1.0} and torch.equal(one, other)
+
+
+def test_random_policies_drop_each_block_on_its_own():
+    u = random_policies(40_000, 2, 1.0, rng(0)).bool()
+    both, one = (u[:, 0] & u[:, 1]).double().mean().item(), u.double().mean().item()
+    # With the rate r uniform in (0.15, 1): E r = 0.575 and, the blocks being independent given r, P(both) = E r^2.
+    assert one == pytest.approx(0.575, abs=0.01)
+    assert both == pytest.approx((1 - 0.15**3) / 3 / 0.85, abs=0.01)
+
+
+def test_pretraining_runs_each_image_under_a_policy_of_its_own():
+    model, (x, y) = ready("pretrain"), batch(12)
+    u = random_policies(12, 3, 1.0, rng(4))
+    expected = F.cross_entropy(copy.deepcopy(model).resnet(x, u, execute="sparse"), y)
+    assert_same(pretrain_step(model, x, y, 1.0, rng(4))[0], expected, 1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- laws: order
+@pytest.mark.parametrize("free_by", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("epochs", [3, 8, 20])
+@pytest.mark.parametrize("warm", [0, 2])
+def test_blocks_become_free_from_the_last_to_the_first_once(free_by, epochs, warm):
+    settings = Settings(curriculum_epochs=epochs, warm_epochs=warm, free_by=free_by)
+    freed = [free_in("curriculum", epoch, settings, 9).tolist() for epoch in range(epochs)]
+    assert freed[:warm] == [[False] * 9] * warm
+    counts = [sum(free) for free in freed]
+    assert counts == sorted(counts) and all(free == sorted(free) for free in freed)
+    assert free_by == 0 or counts[-1] == 9
+
+
+@pytest.mark.parametrize(("stage", "free"), [("pretrain", False), ("finetune", True)])
+def test_no_block_is_free_in_pretraining_and_every_block_in_finetuning(stage, free):
+    assert free_in(stage, 0, Settings(), 4).tolist() == [free] * 4
+
+
+# --------------------------------------------------------------------------------------------------------- edges
+@pytest.mark.parametrize("joint", [False, True])
+def test_an_image_alone_makes_a_step(joint):
+    model, (x, y) = ready("finetune" if joint else "curriculum"), batch(1)
+    loss, seen = step(model, x, y, joint=joint, full_share=1.0)
+    assert torch.isfinite(loss) and all(len(value) == 1 for value in seen.values())
+
+
+def test_a_share_of_0_drops_nothing():
+    assert random_policies(50, 9, 0.0, rng(0)).min() == 1

@@ -1,0 +1,291 @@
+"""Weights made elsewhere: everything that fits is loaded, everything else is refused and changes nothing."""
+
+import io
+import os
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+import torchvision
+from helpers import authors_names, images, randomise, small_policy_net, small_resnet
+
+from blockdrop_min import BlockDrop, load_foreign, resnet
+
+FAMILIES = pytest.mark.parametrize("family", ["cifar", "imagenet"])
+
+
+def pair(family="cifar", seed=0):
+    """A small random BlockDrop of three blocks: float64, eval mode."""
+    return BlockDrop(small_resnet(family=family, seed=seed), small_policy_net(3, family, seed=seed + 1))
+
+
+def authors(model, agent="agent"):
+    """A checkpoint of the authors with the weights of this BlockDrop: their names, and what else their files hold."""
+    heads = {"vnet.weight": torch.zeros(1, 12), "vnet.bias": torch.zeros(1)}
+    networks = {"resnet": authors_names(model.resnet.state_dict()), agent: authors_names(model.policy.state_dict()) | heads}
+    return {**networks, "epoch": 1600, "reward": 0.52, "acc": 0.936}
+
+
+def copied(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def equal(network, state):
+    return all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+def saved(content, path):
+    torch.save(content, path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- by hand
+def test_the_authors_names_by_hand():
+    names = {"layer2.0.downsample.1.weight": 0, "layer1.3.bn2.bias": 1, "features.layer3.0.conv1.weight": 2, "fc.bias": 3}
+    assert list(authors_names(names)) == ["ds.1.1.weight", "blocks.0.3.bn2.bias", "features.blocks.2.0.conv1.weight", "fc.bias"]
+
+
+# ---------------------------------------------------------------------------------------- two roads: what is loaded
+@pytest.mark.parametrize("prefix", ["", "module."])
+@FAMILIES
+def test_a_resnet_takes_torchvisions_names(family, prefix):
+    source, net = small_resnet(family=family, seed=1), small_resnet(family=family)
+    load_foreign(net, {prefix + name: tensor for name, tensor in source.state_dict().items()})
+    assert equal(net, source.state_dict())
+
+
+def test_a_resnet_takes_a_file_of_torchvision(tmp_path):
+    theirs = randomise(torchvision.models.resnet18(num_classes=4), 0).eval()
+    ours = load_foreign(resnet(18, 4, "imagenet"), saved(theirs.state_dict(), tmp_path / "resnet18.pth")).eval()
+    x = images(1, 32).float()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+@FAMILIES
+def test_a_policy_net_takes_its_own_names(family):
+    source, net = small_policy_net(3, family, seed=5), small_policy_net(3, family)
+    load_foreign(net, {f"module.{name}": tensor for name, tensor in source.state_dict().items()})
+    assert equal(net, source.state_dict())
+
+
+@pytest.mark.parametrize("agent", ["agent", "net"])
+@FAMILIES
+def test_a_blockdrop_takes_both_networks_of_an_authors_checkpoint(family, agent):
+    source, model = pair(family, seed=7), pair(family)
+    load_foreign(model, authors(source, agent))
+    assert equal(model, source.state_dict())
+    x = images(3, 33)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.eval()(x), source.eval()(x), strict=True))
+
+
+@FAMILIES
+def test_each_network_takes_its_part_of_an_authors_checkpoint(family):
+    source, model = pair(family, seed=7), pair(family)
+    load_foreign(model.resnet, authors(source))
+    load_foreign(model.policy, authors(source))
+    assert equal(model, source.state_dict())
+
+
+@pytest.mark.parametrize("agent", ["agent", "net"])
+def test_a_policy_net_takes_a_curriculum_checkpoint_which_holds_the_agent_only(agent):
+    source, net = pair(seed=7), small_policy_net(3)
+    checkpoint = authors(source, agent)
+    del checkpoint["resnet"]
+    load_foreign(net, checkpoint)
+    assert equal(net, source.policy.state_dict())
+
+
+def test_an_older_agents_classifier_and_value_head_are_ignored():
+    source, net = pair(seed=7), small_policy_net(3)
+    checkpoint = authors(source)
+    checkpoint["agent"] |= {"features.fc.weight": torch.zeros(10, 12), "features.fc.bias": torch.zeros(10)}
+    assert equal(load_foreign(net, checkpoint), source.policy.state_dict())
+
+
+def test_a_deeper_network_of_bottlenecks_takes_the_authors_names():
+    options = dict(segments=(3, 2, 11), widths=(2, 3, 4), family="imagenet", bottleneck=True)  # 11: numbers of two digits
+    source, net = small_resnet(seed=1, **options), small_resnet(**options)
+    load_foreign(net, {"resnet": authors_names(source.state_dict()), "agent": {}})
+    assert equal(net, source.state_dict())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_old_and_new_are_read(tmp_path, zipped):
+    source, model = pair(seed=7), pair()
+    torch.save(authors(source), tmp_path / "ckpt.t7", _use_new_zipfile_serialization=zipped)
+    load_foreign(model, str(tmp_path / "ckpt.t7"))
+    assert equal(model, source.state_dict())
+
+
+def test_the_model_that_was_given_comes_back():
+    model = pair()
+    assert load_foreign(model, authors(pair())) is model
+
+
+def test_weights_without_num_batches_tracked_keep_the_networks_own_count():
+    net = small_resnet()
+    net.bn1.num_batches_tracked.fill_(12)
+    load_foreign(net, {"resnet": authors_names(small_resnet(seed=1).state_dict()), "agent": {}})
+    assert net.bn1.num_batches_tracked == 12
+
+
+def test_num_batches_tracked_is_loaded_where_the_file_has_it():
+    source, net = small_resnet(seed=1), small_resnet()
+    source.bn1.num_batches_tracked.fill_(12)
+    assert load_foreign(net, source.state_dict()).bn1.num_batches_tracked == 12
+
+
+def test_the_checkpoint_stays_as_it_is():
+    checkpoint = authors(pair(seed=7))
+    names = [list(checkpoint["resnet"]), list(checkpoint["agent"])]
+    load_foreign(pair(), checkpoint)
+    assert [list(checkpoint["resnet"]), list(checkpoint["agent"])] == names
+
+
+# ---------------------------------------------------------------------------------------------- laws: what is refused
+def spoil(state, fault):
+    """Makes one of the faults in a state_dict, at its last convolution."""
+    name = next(name for name in reversed(state) if name.endswith("conv2.weight"))
+    if fault == "missing":
+        del state[name]
+    elif fault == "left over":
+        state["layer9.0.conv1.weight"] = torch.zeros(1)
+    elif fault == "twice":
+        state[f"module.{name}"] = state[name]
+    elif fault == "no tensor":
+        state[name] = [1.0]
+    else:
+        state[name] = {"another shape": torch.zeros(2, 2), "nan": state[name] * torch.nan, "inf": state[name] / 0}[fault]
+
+
+REASONS = {
+    "missing": r"1 tensors missing \['.*conv2.weight'\], 0 left over",
+    "left over": r"0 tensors missing \[\], 1 left over \['layer9.0.conv1.weight'\]",
+    "twice": "conv2.weight",
+    "no tensor": r"conv2.weight is \[\]; this network needs \[\d+, \d+, 3, 3\]",
+    "another shape": r"conv2.weight is \[2, 2\]; this network needs \[\d+, \d+, 3, 3\]",
+    "nan": "conv2.weight holds a number that is not finite",
+    "inf": "conv2.weight holds a number that is not finite",
+}
+faults = pytest.mark.parametrize("fault", REASONS)
+
+
+@faults
+@pytest.mark.parametrize("make", [small_resnet, lambda: small_policy_net(3)])
+def test_a_state_dict_with_a_fault_is_refused_and_changes_nothing(make, fault):
+    net = make()
+    before, state = copied(net), OrderedDict((name, tensor + 1) for name, tensor in net.state_dict().items())
+    spoil(state, fault)
+    with pytest.raises(ValueError, match=REASONS[fault]):
+        load_foreign(net, state)
+    assert equal(net, before)
+
+
+@faults
+@pytest.mark.parametrize("part", ["resnet", "agent"])
+def test_an_authors_checkpoint_with_a_fault_in_one_network_changes_neither(part, fault):
+    model, checkpoint = pair(), authors(pair(seed=7))
+    before = copied(model)
+    spoil(checkpoint[part], fault)
+    with pytest.raises(ValueError, match=REASONS[fault]):
+        load_foreign(model, checkpoint)
+    assert equal(model, before)
+
+
+@pytest.mark.parametrize("part", ["resnet", "agent"])
+def test_a_blockdrop_needs_both_networks(part):
+    model, checkpoint = pair(), authors(pair(seed=7))
+    before = copied(model)
+    del checkpoint[part]
+    with pytest.raises(ValueError, match=f"holds no `{part}`; it has "):
+        load_foreign(model, checkpoint)
+    assert equal(model, before)
+
+
+def test_a_blockdrop_refuses_the_weights_of_one_network():
+    model = pair()
+    with pytest.raises(ValueError, match="holds one network; a BlockDrop needs `resnet` and `agent`"):
+        load_foreign(model, model.resnet.state_dict())
+
+
+def test_a_resnet_refuses_a_curriculum_checkpoint():
+    with pytest.raises(ValueError, match="holds no `resnet`; it has agent, epoch"):
+        load_foreign(small_resnet(), {"agent": {}, "epoch": 3})
+
+
+def test_a_network_of_another_depth_is_refused():
+    with pytest.raises(ValueError, match=r"checkpoint, resnet: 10 tensors missing"):
+        load_foreign(small_resnet((1, 2, 1)), small_resnet().state_dict())
+
+
+def test_a_network_with_another_number_of_classes_is_refused():
+    with pytest.raises(ValueError, match=r"fc.weight is \[7, 5\]; this network needs \[5, 5\]"):
+        load_foreign(small_resnet(), small_resnet(classes=7).state_dict())
+
+
+# ------------------------------------------------------------------------------------------------------ edges: files
+class Malicious:
+    """A pickle of this runs a command when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path, plain):
+    path, trace = tmp_path / "evil.pt", tmp_path / "trace"
+    path.write_bytes(pickle.dumps(Malicious(trace), protocol=2)) if plain else torch.save({"resnet": Malicious(trace)}, path)
+    with pytest.raises(ValueError, match=r"evil.pt cannot be read \(\w+\): it is truncated, not a file of torch.save, or holds more"):
+        load_foreign(small_resnet(), path)
+    assert not trace.exists()
+
+
+def test_the_malicious_file_is_indeed_malicious(tmp_path):
+    torch.load(io.BytesIO(saved_bytes({"resnet": Malicious(tmp_path / "trace")})), weights_only=False)
+    assert (tmp_path / "trace").exists()
+
+
+def saved_bytes(content):
+    torch.save(content, buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, share):
+    data = saved_bytes(small_resnet().state_dict())
+    (tmp_path / "cut.pt").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match=r"cut.pt cannot be read \(\w+\): it is truncated"):
+        load_foreign(small_resnet(), tmp_path / "cut.pt")
+
+
+def test_a_file_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.pt does not exist"):
+        load_foreign(small_resnet(), tmp_path / "nowhere.pt")
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_foreign(small_resnet(), tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), 5, "text", None])
+def test_content_that_is_no_dict_is_refused(tmp_path, content):
+    with pytest.raises(ValueError, match=f"holds a {type(content).__name__}; it must hold a dict of tensors"):
+        load_foreign(small_resnet(), saved(content, tmp_path / "odd.pt"))
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {1: torch.zeros(1)}, {"resnet": {}, "agent": {}}])
+def test_a_dict_without_the_networks_tensors_is_refused(content):
+    with pytest.raises(ValueError, match=r"checkpoint, resnet: \d+ tensors missing"):
+        load_foreign(small_resnet(), content)
+
+
+def test_every_message_is_one_line(tmp_path):
+    torch.save({"resnet": Malicious(tmp_path / "trace")}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="cannot be read") as problem:
+        load_foreign(small_resnet(), tmp_path / "evil.pt")
+    assert "\n" not in str(problem.value)
