@@ -72,7 +72,7 @@ def draw(labels, difficulty, generator, size=32):
 
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # [H, W, 2], x and y in [-1, 1]
-    scale, angle = uniform(0.5, 0.75), uniform(-1, 1) * lerp(0.15, 0.5)
+    scale, angle = uniform(0.5, 0.75), uniform(-1, 1) * lerp(0.15, 0.55)
     centre = uniform(-1, 1, 2) * (0.8 - scale)[:, None]
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(n, 1, 2, 2)
     p = (grid.view(1, -1, 2) - centre[:, None]).unsqueeze(2).matmul(turn).view(n, size, size, 2) / scale.view(n, 1, 1, 1)
@@ -85,7 +85,7 @@ def draw(labels, difficulty, generator, size=32):
 
     # Colours: grey of some brightness; easy shapes are blended with the colour of their class.
     grey = uniform(0.15, 0.45)
-    tone = (grey + lerp(0.5, 0.32)).clamp(0, 1)[:, None].expand(n, 3)
+    tone = (grey + lerp(0.5, 0.29)).clamp(0, 1)[:, None].expand(n, 3)
     typical = hue((labels / len(SHAPES) + uniform(-1, 1) * lerp(0.01, 0.12)) % 1)
     colour = torch.lerp(tone, typical, (1 - d / FADED).clamp(0, 1).sqrt()[:, None])
     slope = uniform(-0.12, 0.12, 2)
@@ -99,9 +99,9 @@ def draw(labels, difficulty, generator, size=32):
     image = torch.lerp(image, colour[..., None, None].expand_as(image), ink(distance * (scale * size / 2).view(n, 1, 1)))
     bar, tilt = (grid - uniform(-0.5, 0.5, 2)[:, None, None]), uniform(0, math.pi)
     across = (bar * torch.stack([tilt.cos(), tilt.sin()], -1)[:, None, None]).sum(-1).abs()
-    occlusion = ink((across - lerp(-0.25, 0.1).view(n, 1, 1)) * size / 2)
+    occlusion = ink((across - lerp(-0.25, 0.115).view(n, 1, 1)) * size / 2)
     image = torch.lerp(image, (grey + 0.1).view(n, 1, 1, 1).expand_as(image), occlusion)
-    noise = torch.randn(image.shape, generator=generator) * lerp(0.02, 0.08).view(n, 1, 1, 1)
+    noise = torch.randn(image.shape, generator=generator) * lerp(0.02, 0.09).view(n, 1, 1, 1)
     return ((image + noise).clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Faults that people really make, each planted in a copy of the package: the test that names the broken law must fail.
 
 A fault replaces one piece of text, which must stand in its module exactly once. `python -m pytest tests/faults`
