@@ -13,7 +13,7 @@ from blockdrop_min import pictures
 from blockdrop_min.checkpoint import read, restore
 from blockdrop_min.data import load_data
 from blockdrop_min.report import compare, rank_correlation, run_policy
-from blockdrop_min.settings import Parser, Settings
+from blockdrop_min.settings import Parser, Settings, choose_device
 
 NAMES = {
     "full": "full network", "blockdrop": "BlockDrop", "first": "FirstK", "random": "RandomK", "distribute": "DistributeK",
@@ -125,22 +125,22 @@ def draw(run, data, results):
 
 def main(arguments=None):
     options = make_parser().parse_args(arguments)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     console, groups = Console(highlight=False, width=None if sys.stdout.isatty() else 120), {}
     try:
+        device = choose_device(options.device)
         for run in options.runs:
             settings, data, results = evaluate(run, options.data_dir, device, options.threshold)
             groups.setdefault(str({**vars(settings), "seed": 0}), {})[run] = (settings, data, results)
             if "blockdrop" in results:
                 console.print(f"pictures: {', '.join(map(str, draw(run, data, results)))}")
+        for group in groups.values():
+            show(console, list(group), list(group.values()))
+        if options.json:
+            _, data, results = next(iter(next(iter(groups.values())).values()))
+            Path(options.json).write_text(json.dumps(numbers(data, results), indent=1) + "\n")
     except (ValueError, OSError) as problem:
         print(f"evaluate.py: {problem}", file=sys.stderr)
         return 2
-    for group in groups.values():
-        show(console, list(group), list(group.values()))
-    if options.json:
-        _, data, results = next(iter(next(iter(groups.values())).values()))
-        Path(options.json).write_text(json.dumps(numbers(data, results), indent=1) + "\n")
     return 0
 
 

@@ -5,6 +5,7 @@ import math
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,23 +19,14 @@ from blockdrop_min.checkpoint import NAME, PREVIOUS, build, read, restore, save,
 from blockdrop_min.data import augment, load_data, seeded
 from blockdrop_min.log import Log
 from blockdrop_min.report import run_policy
-from blockdrop_min.settings import STAGES, flag, parse
+from blockdrop_min.settings import STAGES, choose_device, flag, parse
 from blockdrop_min.training import fixed_policy_step, policy_step, pretrain_step, set_mode, warm_step
-from blockdrop_min.weights import read_file
+from blockdrop_min.weights import load_state, read_file
 
 MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "device", "workers"}  # on going on
 
 
 # Setting up
-
-
-def choose_device(name):
-    """The device by name; auto is the GPU where there is one."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as problem:
-        raise ValueError(f"--device is {name!r}, which cannot be used: {str(problem).splitlines()[0]}") from None
 
 
 def open_folder(out, settings):
@@ -50,7 +42,8 @@ def open_folder(out, settings):
                   for name in mine if theirs.get(name) != mine[name] and name not in MAY_CHANGE]  # fmt: skip
         if differ:
             raise ValueError(f"{out} holds a run with other settings ({'; '.join(differ)}); use them, or another --out")
-    write_safely(out / "settings.json", lambda file: file.write(json.dumps(mine, indent=1).encode()))
+    with tempfile.TemporaryFile(dir=out) as file:
+        file.write(b"can this folder be written to?")
     return state
 
 
@@ -62,7 +55,7 @@ def make_model(settings, data, state, out):
         model.classifier = torch.nn.Linear(model.policy.features.num_features, len(data.classes))
     if state:
         if settings.policy == "learned":
-            model.classifier.load_state_dict(state["classifier"])
+            load_state(model.classifier, state.get("classifier", {}), f"{out}, classifier")
         return model
     if settings.policy == "learned":
         torch.nn.init.constant_(model.policy.logit.bias, settings.keep_bias)
@@ -162,8 +155,7 @@ def train_one_epoch(model, optimizer, data, state, settings, log, asked):
         loss.backward()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)):
-            raise FloatingPointError(f"loss or gradient is not finite in {stage}, epoch {epoch + 1}, step {state['step']}; "
-                                     f"try a smaller --{flag(f'{stage}_lr')}")  # fmt: skip
+            raise FloatingPointError("the loss or a gradient is not finite")
         for group in optimizer.param_groups:
             group["lr"] = getattr(settings, f"{stage}_lr") * learning_rate(settings.schedule, progress)
         optimizer.step()
@@ -216,6 +208,9 @@ def train(model, data, state, settings, out, log):
                 except Stop:
                     keep()
                     raise
+                except FloatingPointError as problem:
+                    place = f"{stage}, epoch {state['epoch'] + 1}, step {state['step']}"
+                    raise FloatingPointError(f"{problem} in {place}; try a smaller --{flag(f'{stage}_lr')}") from None
                 log.row(finish_epoch(model, data, state, settings, time.perf_counter() - start))
                 keep()
             if stage == "pretrain":
@@ -230,7 +225,10 @@ def main(arguments=None):
         if not (state or settings.resnet or settings.epochs("pretrain")):
             raise ValueError("nothing pretrains the ResNet; give it weights with --resnet FILE, or epochs of the stage pretrain")
         data = load_data(settings.data, settings.data_dir, settings.image_size, settings.train_images, settings.val_images)
+        if state and list(state["classes"]) != list(data.classes):
+            raise ValueError(f"{out} was trained on the classes {state['classes']}, but the data has {data.classes}")
         model = make_model(settings, data, state, out)
+        write_safely(out / "settings.json", lambda file: file.write(json.dumps(asdict(settings), indent=1).encode()))
     except (ValueError, OSError) as problem:
         print(f"train.py: {problem}", file=sys.stderr)
         return 2

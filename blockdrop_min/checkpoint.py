@@ -16,14 +16,19 @@ NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 FORMAT = "blockdrop_min 1"
 
 
-def write_safely(path, write):
-    """Calls write(file) on a temporary file beside `path`, flushes it to the disk, and renames it."""
+def write_safely(path, write, previous=None):
+    """Calls write(file) on a temporary file beside `path`, flushes it to the disk, and renames it.
+
+    What stood at `path` before is renamed to `previous`, if that is given.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -32,10 +37,7 @@ def write_safely(path, write):
 def save(folder, state):
     """Writes a run's checkpoint, keeping the one before, and its rows to metrics.jsonl, one JSON object a line."""
     path = Path(folder) / NAME
-    if path.exists():
-        path.with_name(PREVIOUS).unlink(missing_ok=True)
-        os.link(path, path.with_name(PREVIOUS))
-    write_safely(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    write_safely(path, lambda file: torch.save({"format": FORMAT, **state}, file), path.with_name(PREVIOUS))
     rows = "".join(json.dumps(row) + "\n" for row in state["metrics"])
     write_safely(path.with_name("metrics.jsonl"), lambda file: file.write(rows.encode()))
 
@@ -76,7 +78,7 @@ def restore(state, path):
         model = build(settings, len(classes), state["mean"], state["std"])
         load_state(model.resnet, state["resnet"], f"{path}, resnet")
         load_state(model.policy, state["policy"], f"{path}, policy")
-    except (KeyError, TypeError, AttributeError) as problem:
+    except (KeyError, TypeError, AttributeError, RuntimeError) as problem:
         raise ValueError(
             f"{path} is damaged or from another version of blockdrop_min: {type(problem).__name__} {problem}"
         ) from None

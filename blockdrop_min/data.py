@@ -53,7 +53,7 @@ class Split:
         order = torch.arange(len(self)) if order is None else order
         device = self.labels.device
         if isinstance(self.images, torch.Tensor):
-            for index in order.to(device).split(batch_size):
+            for index in order.to(device).split(batch_size) if len(order) else ():
                 yield self.images[index], self.labels[index]
         else:
             loader = DataLoader(self.images, batch_size, sampler=order.tolist(), num_workers=workers)
@@ -130,7 +130,7 @@ def open_image(path):
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except OSError as problem:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:  # Pillow's ways to say so
         raise ValueError(f"{path} cannot be read as an image ({type(problem).__name__}); repair or remove it") from None
 
 

@@ -1,12 +1,10 @@
-"""Pictures of what a run has learned, drawn with Pillow and torchvision."""
+"""Pictures of what a run has learned, drawn with Pillow."""
 
 import math
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 INK, FAINT = (30, 30, 40), (205, 205, 215)
 COLOURS = [(60, 60, 70), (214, 39, 40), (31, 119, 180), (255, 140, 0), (44, 140, 44), (148, 103, 189), (140, 86, 75)]
@@ -23,7 +21,7 @@ def write(draw, place, text, size=13, anchor="lm", fill=INK):
 
 def keep_rates(u, labels, classes, path):
     """A heat map: how often images of each class keep each block. u: [N, K].    labels: [N]."""
-    rates = torch.stack([u[labels == c].mean(0) for c in range(len(classes))])  # [C, K]
+    rates = torch.stack([u[labels == c].mean(0) for c in range(len(classes))]).nan_to_num()  # [C, K]
     cell, left, top = (28 if u.shape[1] <= 30 else 14), 110, 44
     image, draw = canvas(max(480, left + cell * u.shape[1] + 20), top + cell * len(classes) + 14)
     write(draw, (8, 12), "share of a class's images that keep block k (white: none, dark: all)")
@@ -49,13 +47,11 @@ def extremes(split, u, classes, path, each=5):
         y = top + c * (side + 20)
         write(draw, (left - 8, y + side / 2), name[:14], anchor="rm")
         for half, index in enumerate((order[:each], order[-each:])):
-            x = left + half * (each * (side + 4) + 16)
-            pixels = torch.stack([split.images[int(i)].float().cpu() / 255 if isinstance(split.images, torch.Tensor)
-                                  else split.images[int(i)][0].float() / 255 for i in index])  # fmt: skip
-            grid = make_grid(F.interpolate(pixels, size=(side, side)), nrow=each, padding=4, pad_value=1.0)
-            image.paste(to_pil_image(grid), (x - 4, y - 4))
-            for j, i in enumerate(index):
-                write(draw, (x + j * (side + 4) + side / 2, y + side + 8), f"{int(blocks[i])}", 12, "mm")
+            for j, i in enumerate(index.tolist()):
+                x = left + half * (each * (side + 4) + 16) + j * (side + 4)
+                pixels = split.images[i] if isinstance(split.images, torch.Tensor) else split.images[i][0]
+                image.paste(to_pil_image(pixels.cpu()).resize((side, side), Image.Resampling.NEAREST), (x, y))
+                write(draw, (x + side / 2, y + side + 8), f"{int(blocks[i])}", 12, "mm")
     image.save(path)
 
 

@@ -33,15 +33,14 @@ class PolicyNet(nn.Module):
     def start_from(self, resnet18):
         """Copies the body from a torchvision ResNet-18's state_dict: the stem and the first block of each segment.
 
-        Raises ValueError if a tensor is missing or has another shape.
+        Raises ValueError, and changes nothing, if a tensor is missing or has another shape.
         """
         own = self.features.state_dict()
-        for name, tensor in own.items():
-            if name not in resnet18 or resnet18[name].shape != tensor.shape:
-                raise ValueError(
-                    f"the policy network cannot start from these weights: {name} is missing or not {list(tensor.shape)}"
-                )
-        self.features.load_state_dict({name: resnet18[name] for name in own})
+        state = {name: resnet18.get(name, t if name.endswith("num_batches_tracked") else None) for name, t in own.items()}
+        for name, tensor in state.items():
+            if tensor is None or tensor.shape != own[name].shape:
+                raise ValueError(f"the policy network cannot start here: {name} is missing or not {list(own[name].shape)}")
+        self.features.load_state_dict(state)
 
 
 def policy_net(num_blocks, family="cifar", width=None, half=None):
@@ -53,7 +52,7 @@ def policy_net(num_blocks, family="cifar", width=None, half=None):
     """
     if family not in ("cifar", "imagenet"):
         raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')
-    width = width or (16 if family == "cifar" else 64)
+    width = (16 if family == "cifar" else 64) if width is None else width
     if num_blocks < 1 or width < 1:
         raise ValueError(f"num_blocks is {num_blocks} and width is {width}; both must be at least 1")
     return PolicyNet(num_blocks, family, width, family == "imagenet" if half is None else half)
@@ -75,7 +74,12 @@ def greedy(s, threshold=0.5):
 
 
 def sample(s_bounded, generator=None):
-    """A policy u: [B, K] float 0/1, each entry from Bernoulli(s_bounded). No gradient."""
+    """A policy u: [B, K] float 0/1, each entry from Bernoulli(s_bounded). No gradient.
+
+    Raises FloatingPointError if a probability is not a number: the policy network has diverged.
+    """
+    if s_bounded.isnan().any():
+        raise FloatingPointError("a keep-probability is not a number")
     return torch.bernoulli(s_bounded.detach(), generator=generator)
 
 

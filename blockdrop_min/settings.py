@@ -39,7 +39,7 @@ class Settings:
     policy_width: int = option(8, "channels of the policy network's first segment (paper: 16; imagenet: 64)", 1, 512)
     policy_half: bool = option(True, "show the policy network the image at half its size (paper: only on ImageNet)")
     policy: str = option("learned", "learned, or one for all images: first:K, random:K, distribute:K, or K digits 0/1")
-    keep_bias: float = option(1.0, "initial bias of the policy's logits; above 0 it starts by keeping blocks")
+    keep_bias: float = option(1.0, "initial bias of the policy's logits; above 0 it starts by keeping blocks", -20, 20)
     # Stages
     stages: str = option("pretrain,curriculum,finetune", "stages to run, in order")
     pretrain_epochs: int = option(6, "epochs of pretraining", 0)
@@ -50,12 +50,12 @@ class Settings:
     warm_epochs: int = option(1, "epochs at its begin in which the policy network's features learn to classify (paper: 0)", 0)
     curriculum_batch: int = option(64, "images a step in the curriculum", 2)
     curriculum_lr: float = option(2e-3, "learning rate of the curriculum (Adam)", 0)
-    curriculum_gamma: float = option(2.0, "penalty of a wrong prediction in the curriculum's reward", 0)
+    curriculum_gamma: float = option(3.0, "penalty of a wrong prediction in the curriculum's reward", 0)
     free_by: float = option(0.5, "share of the curriculum after which all blocks are free; 0 = one more an epoch (paper)", 0, 1)
     finetune_epochs: int = option(3, "epochs of joint finetuning", 0)
     finetune_batch: int = option(64, "images a step in finetuning", 2)
     finetune_lr: float = option(1e-3, "learning rate of finetuning (Adam)", 0)
-    finetune_gamma: float = option(2.5, "penalty of a wrong prediction in finetuning's reward", 0)
+    finetune_gamma: float = option(4.0, "penalty of a wrong prediction in finetuning's reward", 0)
     full_share: float = option(0.25, "share of each finetuning batch also trained on with all blocks on (paper: 0)", 0, 1)
     schedule: str = option(
         "cosine", "learning rate: cosine to 0 after a warm-up, or step (x 0.1 at 80 %)", choices=("cosine", "step")
@@ -65,7 +65,7 @@ class Settings:
     beta: float = option(0.1, "weight of the entropy bonus in the curriculum (authors: 0.1)", 0)
     finetune_beta: float = option(0.05, "weight of the entropy bonus in finetuning (authors: 0)", 0)
     # The run
-    seed: int = option(0, "seed of all randomness", 0)
+    seed: int = option(0, "seed of all randomness", 0, 2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     workers: int = option(4, "processes that read images (imagenet)", 0, 256)
     amp: bool = option(False, "bfloat16 autocast in training")
@@ -173,3 +173,12 @@ def parse(arguments=None):
     before = Settings(preset=preset, **PRESETS[preset])
     changed = {name: value for name, value in given.items() if getattr(before, name) != value}
     return settings, Path(out or f"runs/{preset}"), changed
+
+
+def choose_device(name):
+    """The device by name; auto is the GPU where there is one."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as problem:
+        raise ValueError(f"--device is {name!r}, which cannot be used: {str(problem).splitlines()[0]}") from None

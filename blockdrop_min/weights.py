@@ -29,13 +29,15 @@ def read_file(path):
                          "tensors and plain types") from None  # fmt: skip
 
 
-def translate(state):
+def translate(state, what):
     """A state_dict with our names: no `module.`, the authors' names replaced, what is to be ignored left out."""
     translated = {}
     for name, tensor in state.items():
-        name = name.removeprefix("module.")
+        name = str(name).removeprefix("module.")
         for pattern, ours in AUTHORS:
             name = pattern.sub(ours, name)
+        if name in translated:
+            raise ValueError(f"{what}: {name} is there twice, under two names")
         if not IGNORED.match(name):
             translated[name] = tensor
     return translated
@@ -86,7 +88,7 @@ def load_foreign(model, checkpoint):
     before = {name: {k: t.clone() for k, t in network.state_dict().items()} for name, network in networks.items()}
     try:
         for name, network in networks.items():
-            load_state(network, translate(parts[name]), f"{what}, {name}")
+            load_state(network, translate(parts[name], f"{what}, {name}"), f"{what}, {name}")
     except ValueError:
         for name, network in networks.items():
             network.load_state_dict(before[name])

@@ -328,5 +328,11 @@ def test_an_image_alone_is_a_batch():
     assert [len(y) for _, y in split(1).batches(8)] == [1]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_no_images_are_no_batch(tmp_path, streamed):
+    part = load_data("imagenet", write_tree(tmp_path), val_images=3).train if streamed else split(5)
+    assert list(part.batches(4, torch.arange(0))) == []
+
+
 def test_a_split_has_as_many_images_as_labels():
     assert len(Split(torch.zeros(7, 3, 2, 2), torch.zeros(7))) == 7
