@@ -165,6 +165,8 @@ def train_one_epoch(model, optimizer, data, state, settings, log, asked):
         log.step(state["step"])
         if asked:
             raise Stop(asked[0])
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise FloatingPointError("a weight is not finite after the last step")
 
 
 def finish_epoch(model, data, state, settings, seconds):

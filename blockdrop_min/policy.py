@@ -76,10 +76,10 @@ def greedy(s, threshold=0.5):
 def sample(s_bounded, generator=None):
     """A policy u: [B, K] float 0/1, each entry from Bernoulli(s_bounded). No gradient.
 
-    Raises FloatingPointError if a probability is not a number: the policy network has diverged.
+    Raises FloatingPointError if a probability is not finite: the policy network has diverged.
     """
-    if s_bounded.isnan().any():
-        raise FloatingPointError("a keep-probability is not a number")
+    if not s_bounded.isfinite().all():
+        raise FloatingPointError("a keep-probability is not finite")
     return torch.bernoulli(s_bounded.detach(), generator=generator)
 
 

@@ -403,6 +403,11 @@ def test_a_certain_policy_has_no_entropy_and_its_own_sample_no_loss():
     assert policy_loss(s, s, torch.tensor([3.0])) == 0
 
 
+def test_sampling_from_what_is_not_a_number_is_refused():
+    with pytest.raises(FloatingPointError, match="a keep-probability is not a number"):
+        sample(torch.tensor([[0.5, torch.nan]]))
+
+
 @given(s_anywhere)
 def test_alpha_1_leaves_the_probabilities_as_they_are(s):
     assert torch.equal(bound(s, 1), s)

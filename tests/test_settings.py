@@ -164,7 +164,7 @@ def test_random_policies_of_different_seeds_differ():
         ("stages", "pretrain,sleep", "pretrain,curriculum,finetune"), ("stages", "", "pretrain,curriculum,finetune"),
         ("stages", "pretrain,pretrain", "in this order"), ("pretrain-epochs", "-1", "at least 0"),
         ("finetune-batch", "1", "at least 2"), ("policy-width", "0", "between 1 and 512"), ("val-images", "0", "at least 1"),
-        ("seed", "-1", "at least 0"), ("seed", "x", "invalid int"), ("image-size", "5000", "between 0 and 4096"),
+        ("seed", "-1", "between 0 and"), ("seed", "x", "invalid int"), ("image-size", "5000", "between 0 and 4096"),
         ("nosuch", "1", "--nosuch"), ("alph", "0.9", "--alph"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -119,10 +120,12 @@ def test_images_labels_and_difficulties_have_the_types_and_ranges_that_are_state
     assert difficulty.shape == (70,) and difficulty.min() >= 0 and difficulty.max() <= 1
 
 
-def test_difficulties_are_spread_evenly_and_do_not_depend_on_the_class():
+def test_difficulties_are_powers_of_uniform_numbers_and_do_not_depend_on_the_class():
     _, labels, difficulty = make_shapes(4000, seed=0, size=4)
-    assert difficulty.histc(4, 0, 1).tolist() == pytest.approx([1000] * 4, abs=120)
-    assert all(abs(difficulty[labels == c].mean() - 0.5) < 0.06 for c in range(10))
+    below = [0, *(4000 * (quarter / 4) ** (2 / 3) for quarter in (1, 2, 3)), 4000]  # P(U^1.5 < d) = d^(2/3)
+    expected = [high - low for low, high in pairwise(below)]
+    assert difficulty.histc(4, 0, 1).tolist() == pytest.approx(expected, abs=120)
+    assert all(abs(difficulty[labels == c].mean() - 0.4) < 0.06 for c in range(10))  # E U^1.5 = 1 / 2.5
 
 
 @pytest.mark.parametrize("name", SHAPES)

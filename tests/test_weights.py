@@ -162,7 +162,7 @@ def spoil(state, fault):
 REASONS = {
     "missing": r"1 tensors missing \['.*conv2.weight'\], 0 left over",
     "left over": r"0 tensors missing \[\], 1 left over \['layer9.0.conv1.weight'\]",
-    "twice": "conv2.weight",
+    "twice": "conv2.weight is there twice, under two names",
     "no tensor": r"conv2.weight is \[\]; this network needs \[\d+, \d+, 3, 3\]",
     "another shape": r"conv2.weight is \[2, 2\]; this network needs \[\d+, \d+, 3, 3\]",
     "nan": "conv2.weight holds a number that is not finite",
@@ -239,7 +239,9 @@ class Malicious:
 def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path, plain):
     path, trace = tmp_path / "evil.pt", tmp_path / "trace"
     path.write_bytes(pickle.dumps(Malicious(trace), protocol=2)) if plain else torch.save({"resnet": Malicious(trace)}, path)
-    with pytest.raises(ValueError, match=r"evil.pt cannot be read \(\w+\): it is truncated, not a file of torch.save, or holds more"):
+    with pytest.raises(
+        ValueError, match=r"evil.pt cannot be read \(\w+\): it is truncated, not a file of torch.save, or holds more"
+    ):
         load_foreign(small_resnet(), path)
     assert not trace.exists()
 
