@@ -24,7 +24,8 @@ class PolicyNet(nn.Module):
 
     def forward(self, x):
         """[B, 3, H, W] -> s [B, K] in [0, 1]"""
-        return torch.sigmoid(self.logit(self.embed(x)).float())
+        logits = self.logit(self.embed(x))
+        return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))  # bfloat16 is too coarse for s
 
     def embed(self, x):
         """[B, 3, H, W] -> features [B, C], those of the image pooled to half its size if `half`."""

@@ -174,6 +174,7 @@ def check_policy(u, num_images, num_blocks):
     """The policy as [B, K] bool on the CPU (one wait for the GPU, not one a block), or ValueError."""
     if u is None:
         return torch.ones(num_images, num_blocks, dtype=torch.bool)
+    u = torch.as_tensor(u)
     if tuple(u.shape) not in ((num_blocks,), (num_images, num_blocks)):
         raise ValueError(f"u has shape {list(u.shape)}; it must be [{num_blocks}] or [{num_images}, {num_blocks}]")
     u = u.detach().cpu()

@@ -9,8 +9,8 @@ def reward(u, correct, gamma):
     u: [B, K] of 0/1.    correct: [B] bool.    gamma: the penalty, a magnitude >= 0.
     Returns R: [B], each in [0, 1] or equal to -gamma.    Raises ValueError if gamma < 0 or the shapes disagree.
     """
-    if not gamma >= 0:
-        raise ValueError(f"gamma is {gamma}; it must be at least 0 (the reward subtracts it)")
+    if not 0 <= gamma < float("inf"):
+        raise ValueError(f"gamma is {gamma}; it must be at least 0 (the reward subtracts it), and finite")
     if u.dim() != 2 or correct.shape != u.shape[:1] or correct.dtype != torch.bool:
         raise ValueError(
             f"u is {list(u.shape)} and correct {correct.dtype} {list(correct.shape)}; they must be [B, K] and bool [B]"

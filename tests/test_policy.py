@@ -404,7 +404,7 @@ def test_a_certain_policy_has_no_entropy_and_its_own_sample_no_loss():
 
 
 def test_sampling_from_what_is_not_a_number_is_refused():
-    with pytest.raises(FloatingPointError, match="a keep-probability is not a number"):
+    with pytest.raises(FloatingPointError, match="a keep-probability is not finite"):
         sample(torch.tensor([[0.5, torch.nan]]))
 
 
