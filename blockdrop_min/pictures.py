@@ -55,7 +55,7 @@ def extremes(split, u, classes, path, each=5):
     image.save(path)
 
 
-def tradeoff(points, path, title="accuracy against FLOPs"):
+def tradeoff(points, path, title="accuracy % against FLOPs"):
     """Accuracy against FLOPs, both means over the test set. points: name -> (FLOPs, accuracy in [0, 1])."""
     width, height, left, bottom, top, right = 760, 460, 70, 60, 40, 190
     image, draw = canvas(width, height)
@@ -70,7 +70,6 @@ def tradeoff(points, path, title="accuracy against FLOPs"):
 
     write(draw, (left, 18), title, 15)
     write(draw, ((left + width - right) / 2, height - 18), "million FLOPs an image, policy network included", anchor="mm")
-    write(draw, (8, 18), "accuracy %")
     for i in range(6):
         x, y = x_high * i / 5, y_low + (y_high - y_low) * i / 5
         (px, _), (_, py) = place(x, y_low), place(0, y)

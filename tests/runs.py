@@ -1,5 +1,6 @@
 """Builders for the tests of data, stages, checkpoints, reports and programs: small files, data sets, models and runs."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -40,8 +41,12 @@ def write_tree(root, parts=("train", "test"), classes=("apple", "bee"), each=6, 
 
 
 def contents(folder):
-    """Path -> bytes of all files under a folder."""
-    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    """Path -> digest of every file under a folder."""
+    return {path: digest(path.read_bytes()) for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 # ----------------------------------------------------------------------------------------------- models and data
@@ -104,7 +109,7 @@ def rows(folder):
 
 
 def bits(folder):
-    """A run's newest checkpoint without what depends on the clock, as a flat dict: path in the dict -> value."""
+    """A run's newest checkpoint without what depends on the clock, as a flat dict: path in the dict -> digest or value."""
     found = {}
 
     def walk(value, path):
@@ -112,7 +117,13 @@ def bits(folder):
             for key, part in value.items() if isinstance(value, dict) else enumerate(value):
                 walk(part, (*path, key))
         elif path[-1] != "seconds":
-            found[path] = value.tolist() if isinstance(value, torch.Tensor) else value
+            found[path] = digest(value.numpy().tobytes()) if isinstance(value, torch.Tensor) else value
 
     walk(read(folder), ())
     return found
+
+
+def differences(one, other):
+    """Where the newest checkpoints of two runs differ."""
+    one, other = bits(one), bits(other)
+    return sorted(str(path) for path in one.keys() | other.keys() if one.get(path) != other.get(path))

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from helpers import images, rng
-from runs import contents, state_of
+from runs import state_of
 
 from blockdrop_min import FixedPolicy, load
 from blockdrop_min.checkpoint import NAME, PREVIOUS, read, restore, save, write_safely
@@ -24,6 +24,10 @@ def refusal(path, action=load):
     message = str(raised.value)
     assert str(path) in message and "\n" not in message and len(message) < 500
     return message
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def saved(folder, **changes):
@@ -91,7 +95,7 @@ def test_saving_leaves_no_temporary_file(tmp_path):
 
 def test_a_file_is_written_safely(tmp_path):
     write_safely(tmp_path / "a", lambda file: file.write(b"new"))
-    assert contents(tmp_path) == {tmp_path / "a": b"new"}
+    assert files(tmp_path) == {"a": b"new"}
 
 
 @pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), RuntimeError()])
@@ -104,7 +108,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, problem):
 
     with pytest.raises(type(problem)):
         write_safely(tmp_path / "a", fail)
-    assert contents(tmp_path) == {tmp_path / "a": b"old"}
+    assert files(tmp_path) == {"a": b"old"}
 
 
 def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
