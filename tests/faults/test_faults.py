@@ -174,7 +174,7 @@ FAULTS = {
     ),
     "BatchNorm updated by the greedy pass": Fault("training", "    resnet.eval()\n", "", "training::the_greedy_pass_of_finetuning_updates_no_batchnorm"),
     "ResNet in training mode in the curriculum": Fault(
-        "training", '"curriculum": (False, True)', '"curriculum": (True, True)', "training::a_curriculum_leaves_the_resnet_bitwise_as_it_was"
+        "training", '"curriculum": (False, True)', '"curriculum": (True, True)', "training::each_stage_trains_its_networks_and_freezes_the_others"
     ),
     "ResNet left in eval mode": Fault("training", "    resnet.train(training)\n", "", "training::looking_what_is_right_leaves_the_mode_as_it_was"),
     "no cross-entropy in finetuning": Fault(
