@@ -169,6 +169,13 @@ def test_the_order_of_the_images_changes_from_epoch_to_epoch(tmp_path, labels_se
     assert labels_seen[:3] != labels_seen[3:]
 
 
+def test_every_step_of_a_run_draws_numbers_of_its_own(tmp_path, monkeypatch):
+    seeds, augment = [], train.augment
+    monkeypatch.setattr(train, "augment", lambda x, *rest: seeds.append(rest[-1].initial_seed()) or augment(x, *rest))
+    short_run(tmp_path)
+    assert len(seeds) == len(set(seeds)) == STEPS
+
+
 def test_only_training_images_are_augmented(tmp_path, monkeypatch):
     seen, augment = [], train.augment
     monkeypatch.setattr(train, "augment", lambda x, *rest: seen.append(len(x)) or augment(x, *rest))
