@@ -149,7 +149,7 @@ def train_one_epoch(model, optimizer, data, state, settings, log, asked):
         state["step"] += 1
         state["sums"] = {name: state["sums"].get(name, 0.0) + value for name, value in seen.items()}
         log.step(state["step"])
-        if total(torch.tensor(asked[:1], device=device).sum()):  # in any process
+        if total(torch.tensor(len(asked), device=device)):  # in any process
             state["seconds"] += time.perf_counter() - start
             raise Stop(asked[0] if asked else signal.SIGTERM)
     if not all(p.isfinite().all() for p in model.parameters()):

@@ -10,3 +10,8 @@ settings.register_profile("explore", max_examples=25, **SHARED)
 settings.register_profile("ci", max_examples=15, derandomize=True, **SHARED)
 settings.load_profile("ci" if os.environ.get("CI") else "explore")
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, help="kill runs so often for each seed in test_stress.py")
+    parser.addoption("--seeds", type=int, default=1, help="seeds of test_stress.py")

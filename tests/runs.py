@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import traceback
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -150,13 +151,27 @@ def fork(act):
         os._exit(code)
 
 
+def together(count, act):
+    """Does act(rank) in so many processes, started as torchrun starts them. Returns their exit codes, or -signals."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def member(rank):
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")  # fmt: skip
+        return act(rank)
+
+    return [wait(process) for process in [fork(lambda rank=rank: member(rank)) for rank in range(count)]]
+
+
 def wait(number):
     """The exit code of a process, or -signal."""
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
-def kill(number):
-    return lambda: os.kill(os.getpid(), number)
+def kill(number, process=None):
+    """Sends this signal to a process, by default to the one that does it."""
+    return lambda: os.kill(process or os.getpid(), number)
 
 
 def fail(error):
