@@ -106,13 +106,13 @@ def draw(labels, difficulty, generator, size=32):
 
 
 def make_shapes(count, seed, size=32):
-    """`count` images, as many of each class as of any other. Difficulty is U^1.5, U uniform: easy images are commoner.
+    """`count` images, as many of each class as of any other. Difficulty is U^2, U uniform: easy images are commoner.
 
     Returns images uint8 [count, 3, size, size], labels int64 [count] and difficulty float [count] in [0, 1]; the same
     for the same arguments.
     """
     generator = torch.Generator().manual_seed(seed)
     labels = (torch.arange(count) % len(SHAPES))[torch.randperm(count, generator=generator)]
-    difficulty = torch.rand(count, generator=generator) ** 1.5
+    difficulty = torch.rand(count, generator=generator) ** 2
     parts = [draw(*part, generator, size) for part in zip(labels.split(500), difficulty.split(500), strict=True)]
     return torch.cat(parts), labels, difficulty

@@ -122,10 +122,10 @@ def test_images_labels_and_difficulties_have_the_types_and_ranges_that_are_state
 
 def test_difficulties_are_powers_of_uniform_numbers_and_do_not_depend_on_the_class():
     _, labels, difficulty = make_shapes(4000, seed=0, size=4)
-    below = [0, *(4000 * (quarter / 4) ** (2 / 3) for quarter in (1, 2, 3)), 4000]  # P(U^1.5 < d) = d^(2/3)
+    below = [0, *(4000 * (quarter / 4) ** (1 / 2) for quarter in (1, 2, 3)), 4000]  # P(U^2 < d) = d^(1/2)
     expected = [high - low for low, high in pairwise(below)]
     assert difficulty.histc(4, 0, 1).tolist() == pytest.approx(expected, abs=120)
-    assert all(abs(difficulty[labels == c].mean() - 0.4) < 0.06 for c in range(10))  # E U^1.5 = 1 / 2.5
+    assert all(abs(difficulty[labels == c].mean() - 1 / 3) < 0.06 for c in range(10))  # E U^2 = 1 / 3
 
 
 @pytest.mark.parametrize("name", SHAPES)
