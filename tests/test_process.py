@@ -171,22 +171,35 @@ def test_two_processes_end_with_the_same_bits(two):
         assert name.endswith("num_batches_tracked") or torch.equal(tensor, second[name]), name
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_and_they_go_on(two, tmp_path):
-    def stopped(rank):
-        steps, take = [], train.take_step
+def at_step(count, act, folder):
+    """What a process does that runs train.py and acts before its step `count`, if it is the second one."""
+
+    def member(rank):
+        left, take = [count], train.take_step
 
         def take_step(*arguments):
-            steps.append(1)
-            if rank == 1 and len(steps) == 5:
-                kill(signal.SIGTERM)()
+            left[0] -= 1
+            if rank == 1 and left[0] == 0:
+                act()
             return take(*arguments)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "take_step", take_step)
-            return short_run(tmp_path)
+            return short_run(folder)
 
-    assert together(2, stopped) == [143, 143]
+    return member
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_and_they_go_on(two, tmp_path):
+    assert together(2, at_step(5, kill(signal.SIGTERM), tmp_path)) == [143, 143]
     assert read(tmp_path)["step"] == 2
+    assert together(2, lambda rank: short_run(tmp_path)) == [0, 0]
+    assert differences(tmp_path, two[0]) == [] and rows(tmp_path) == rows(two[0])
+
+
+def test_a_killed_process_ends_the_other_and_they_go_on_with_the_same_bits(two, tmp_path):
+    first, second = together(2, at_step(8, kill(signal.SIGKILL), tmp_path))
+    assert first != 0 and second == -signal.SIGKILL and len(read(tmp_path)["metrics"]) == 2
     assert together(2, lambda rank: short_run(tmp_path)) == [0, 0]
     assert differences(tmp_path, two[0]) == [] and rows(tmp_path) == rows(two[0])
 

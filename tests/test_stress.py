@@ -6,9 +6,13 @@
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
-from runs import SHORT, contents, differences, disk, fork, kill, rows, wait
+import pytest
+from runs import SHORT, contents, differences, disk, fork, kill, rows, short_run, together, wait
 
 import evaluate
 import train
@@ -69,6 +73,37 @@ def compare(folder, flags, kills, seed):
         if rows(whole) != rows(killed) or wait(fork(lambda: leftovers(whole) != leftovers(killed))) != 0:
             raise AssertionError("metrics, pictures, results or resnet.pt differ")
     return stages
+
+
+def children(number):
+    """The processes that a process has started."""
+    found = Path(f"/proc/{number}/task/{number}/children")
+    return [int(child) for child in found.read_text().split()] if found.exists() else []
+
+
+def torchrun(out, *flags, kill_a_worker=False):
+    """train.py under torchrun, on two processes; one of them is killed once, after the first checkpoint, if so asked."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1", "train.py"]
+    command = [sys.executable, "-m", *launch, *flags, "--out", str(out)]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while kill_a_worker and process.poll() is None:
+            if (out / NAME).exists() and len(workers := children(process.pid)) == 2:
+                kill(signal.SIGKILL, workers[1])()
+                break
+            time.sleep(0.01)
+        said = process.communicate(timeout=300)[0]
+    return process.returncode, said
+
+
+def test_torchrun_goes_on_with_the_same_bits_after_a_worker_was_killed(tmp_path, pytestconfig):
+    if not pytestconfig.getoption("kills"):
+        pytest.skip("half a minute; run with --kills. tests/test_process.py has the same without torchrun")
+    assert together(2, lambda rank: short_run(tmp_path / "whole")) == [0, 0]
+    code, said = torchrun(tmp_path / "killed", *SHORT, kill_a_worker=True)
+    assert code == 0 and said.count("going on: ") == 1, said
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
 
 
 def test_a_run_that_is_killed_again_and_again_leaves_the_same_bits(tmp_path, pytestconfig, capsys):
