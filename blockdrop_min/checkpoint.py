@@ -67,6 +67,8 @@ def read(path):
     state = read_file(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of blockdrop_min (format {FORMAT!r})")
+    if not isinstance(state.get("settings"), dict) or not isinstance(state.get("classes"), (list, tuple)):
+        raise ValueError(f"{path} is damaged or from another version of blockdrop_min: settings or classes are missing")
     return state
 
 

@@ -14,13 +14,13 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from runs import SHORT, contents, differences, kill, rows, short_run, state_of, write_tree
+from runs import SHORT, contents, differences, disk, fork, kill, rows, short_run, state_of, wait, write_tree
 from torchvision import datasets
 
 import evaluate
 import train
 from blockdrop_min import load, load_foreign, resnet
-from blockdrop_min.checkpoint import NAME, PREVIOUS, save
+from blockdrop_min.checkpoint import NAME, PREVIOUS, read, save
 from blockdrop_min.data import load_data
 from blockdrop_min.log import COLUMNS, Log
 from blockdrop_min.report import run_policy
@@ -263,6 +263,14 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, run, c
     assert PREVIOUS in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("at", [0, 1, 9, 10])  # of what is done to the disk: put aside, begin, rename the new one, then
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(finished, run, at):
+    (run / NAME).write_bytes(b"damaged")
+    with disk(at, kill(signal.SIGKILL)):
+        assert wait(fork(lambda: short_run(run))) == -signal.SIGKILL
+    assert short_run(run) == 0 and differences(run, finished[0]) == []
+
+
 def test_a_second_signal_stops_at_once_and_the_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with train.signals() as asked:
@@ -427,6 +435,14 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(capsys, run, flags, sa
 def test_a_folder_that_cannot_be_written_to_is_named(capsys, tmp_path, place):
     (tmp_path / "file").write_text("mine")
     assert "file" in refused(capsys, tmp_path, short_run, tmp_path / place)
+
+
+@pytest.mark.parametrize("settings", [None, [1], {"depth": 8}, {"depth": "8", "preset": []}])
+def test_a_checkpoint_whose_settings_are_damaged_is_refused(capsys, run, settings):
+    state = read(run)
+    for _ in range(2):  # the newest checkpoint and the one before
+        save(run, {**state, "settings": settings})
+    assert str(run) in refused(capsys, run, short_run, run)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None])
