@@ -109,6 +109,22 @@ def free_in(stage, epoch, settings, num_blocks):
     return free_blocks(epoch - settings.warm_epochs, num_blocks, opening or None)
 
 
+def update(model, optimizer, loss, lr, weight):
+    """The optimizer's step on the mean loss of a batch, of which this process has the share `weight`.
+
+    Raises FloatingPointError, before the step, if the loss or a gradient is not finite.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    average(model, weight)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        norm = torch.nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
+        if not torch.isfinite(loss + norm):
+            raise FloatingPointError("the loss or a gradient is not finite")
+    optimizer.step()
+
+
 def train_one_epoch(model, optimizer, data, state, settings, log, asked):
     """The epoch that `state` stands in, from its step on. Leaves the position and the sums over images in `state`.
 
@@ -135,19 +151,13 @@ def train_one_epoch(model, optimizer, data, state, settings, log, asked):
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
             generator = draws("policies", K + 2 if stage == "pretrain" else K)
             loss, seen = take_step(model, stage, settings, x, y, free, progress, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        average(model, len(x) / images)
+        update(model, optimizer, loss, getattr(settings, f"{stage}_lr") * learning_rate(settings.schedule, progress),
+               weight=len(x) / images)  # fmt: skip
         seen |= {"loss": loss.detach() * len(x), "images": torch.ones_like(y)}
-        seen = dict(zip(seen, total(torch.stack([value.float().sum() for value in seen.values()])).tolist(), strict=True))
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not (math.isfinite(seen["loss"]) and torch.nn.utils.get_total_norm(gradients).isfinite()):
-            raise FloatingPointError("the loss or a gradient is not finite")
-        for group in optimizer.param_groups:
-            group["lr"] = getattr(settings, f"{stage}_lr") * learning_rate(settings.schedule, progress)
-        optimizer.step()
+        sums = total(torch.stack([value.float().sum() for value in seen.values()])).tolist()
+        for name, value in zip(seen, sums, strict=True):
+            state["sums"][name] = state["sums"].get(name, 0.0) + value
         state["step"] += 1
-        state["sums"] = {name: state["sums"].get(name, 0.0) + value for name, value in seen.items()}
         log.step(state["step"])
         if total(torch.tensor(len(asked), device=device)):  # in any process
             state["seconds"] += time.perf_counter() - start

@@ -256,6 +256,23 @@ def test_a_run_that_is_stopped_after_every_step_gives_the_same_bits(finished, tm
     assert differences(tmp_path, finished[0]) == [] and rows(tmp_path) == rows(finished[0])
 
 
+def test_checkpoints_can_be_rarer_and_change_nothing(finished, tmp_path, monkeypatch):
+    saved, save = [], train.save
+    monkeypatch.setattr(train, "save", lambda out, state: saved.append((state["stage"], state["epoch"])) or save(out, state))
+    assert short_run(tmp_path, "--epochs-per-checkpoint=2") == 0
+    assert saved == [("pretrain", 2), ("curriculum", 2), ("curriculum", 3), ("finetune", 1)]
+    assert rows(tmp_path) == rows(finished[0])
+    one, other = load(tmp_path).state_dict(), load(finished[0]).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_lines_reach_a_pipe_at_once(tmp_path):
+    flags = command(tmp_path, "--pretrain-epochs=100000")
+    with subprocess.Popen(flags, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline().startswith(b"preset smoke") and process.poll() is None
+        process.kill()
+
+
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, run, capsys):
     (run / NAME).write_bytes((run / NAME).read_bytes()[:5000])
     assert short_run(run) == 0
