@@ -8,5 +8,6 @@ from hypothesis import HealthCheck, settings
 SHARED = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", max_examples=25, **SHARED)
 settings.register_profile("ci", max_examples=15, derandomize=True, **SHARED)
+settings.register_profile("quick", max_examples=4, derandomize=True, **SHARED)  # for tests/faults/mutate
 settings.load_profile("ci" if os.environ.get("CI") else "explore")
 torch.set_num_threads(1)

@@ -321,6 +321,18 @@ def test_a_policy_may_have_any_dtype(execute, dtype, case):
 
 
 @both
+def test_a_policy_may_be_a_list(execute):
+    net, x = small_resnet(), images(2)
+    assert torch.equal(net(x, [1, 0, 1], execute), net(x, torch.tensor([1, 0, 1]), execute))
+
+
+@both
+def test_a_policy_on_the_cpu_serves_a_network_on_another_device(execute):
+    net, u = small_resnet(family="imagenet").to("meta"), torch.tensor([[0, 1, 0], [1, 1, 0]])
+    assert net(images(2).to("meta"), u, execute).is_meta
+
+
+@both
 @few
 @given(case=cases())
 def test_the_arguments_stay_as_they_are(execute, case):
