@@ -2,12 +2,12 @@
 
 import json
 import math
+import os
 import shlex
 import signal
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
@@ -15,26 +15,27 @@ import torchvision
 
 import evaluate
 from blockdrop_min import free_blocks, load_foreign
-from blockdrop_min.checkpoint import NAME, PREVIOUS, build, read, restore, save, write_safely
+from blockdrop_min.checkpoint import DAMAGED, NAME, PREVIOUS, build, read, restore, save, save_metrics, write_safely
 from blockdrop_min.data import augment, load_data, seeded
 from blockdrop_min.log import Log
+from blockdrop_min.process import Stop, average, locked, processes, rank, share, signals, skip, team, total
 from blockdrop_min.report import run_policy
 from blockdrop_min.settings import STAGES, choose_device, flag, parse
 from blockdrop_min.training import fixed_policy_step, policy_step, pretrain_step, set_mode, warm_step
 from blockdrop_min.weights import load_state, read_file
 
-MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "device", "workers"}  # on going on
+MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "epochs_per_checkpoint", "device",
+              "workers"}  # when a run goes on  # fmt: skip
 
 
 # Setting up
 
 
 def open_folder(out, settings):
-    """Makes the run's folder, tries to write to it, and gives the checkpoint to go on from, or None.
+    """Tries to write to the run's folder and gives the checkpoint to go on from, or None. A damaged one is put aside.
 
     Raises ValueError if the folder holds a run with other settings, and OSError if it cannot be written to.
     """
-    out.mkdir(parents=True, exist_ok=True)
     mine, state = asdict(settings), read(out) if (out / NAME).exists() or (out / PREVIOUS).exists() else None
     if state:
         theirs = state["settings"]
@@ -44,6 +45,8 @@ def open_folder(out, settings):
             raise ValueError(f"{out} holds a run with other settings ({'; '.join(differ)}); use them, or another --out")
     with tempfile.TemporaryFile(dir=out) as file:
         file.write(b"can this folder be written to?")
+    if state and "note" in state and rank() == 0 and (out / NAME).exists():
+        os.replace(out / NAME, out / DAMAGED)  # or the next save would keep it as the previous one
     return state
 
 
@@ -106,142 +109,135 @@ def free_in(stage, epoch, settings, num_blocks):
     return free_blocks(epoch - settings.warm_epochs, num_blocks, opening or None)
 
 
-class Stop(Exception):
-    """The run was asked to stop by a signal; `code` is the exit code."""
-
-    def __init__(self, number):
-        self.code = 128 + number
-
-
-@contextmanager
-def signals():
-    """Notes the first SIGINT or SIGTERM in the list that it gives, so that a step can end; a second one stops at once."""
-    asked = []
-
-    def note(number, frame):
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def train_one_epoch(model, optimizer, data, state, settings, log, asked):
     """The epoch that `state` stands in, from its step on. Leaves the position and the sums over images in `state`.
 
-    Everything random in a step comes from a generator whose seed is (seed, stage, epoch, step), and the learning rate
+    Everything random in a step comes from generators whose seed is (seed, stage, epoch, step), and the learning rate
     from its number, so that a run that goes on after any step does exactly what it would have done.
     Raises Stop when asked to, after a step, and FloatingPointError, before the optimizer, if a number is not finite.
     """
-    stage, epoch, device = state["stage"], state["epoch"], data.train.labels.device
+    stage, epoch, device, K = state["stage"], state["epoch"], data.train.labels.device, model.resnet.num_blocks
     batch, epochs = getattr(settings, f"{stage}_batch"), settings.epochs(stage)
     order = torch.randperm(len(data.train), generator=seeded(settings.seed, stage, epoch))[state["step"] * batch :]
-    steps = math.ceil(len(data.train) / batch)
-    free = free_in(stage, epoch, settings, model.resnet.num_blocks)
+    steps, start = math.ceil(len(data.train) / batch), time.perf_counter()
+    free = free_in(stage, epoch, settings, K)
     log.epoch(stage, epoch, epochs, steps, state["step"])
     set_mode(model, stage)
-    for x, y in data.train.batches(batch, order, settings.workers):
-        generator = seeded(settings.seed, stage, epoch, state["step"], device=device)
+    for x, y in data.train.batches(batch, order, settings.workers, share):
+        images = min(batch, len(data.train) - state["step"] * batch)  # in all processes; x has this one's
+
+        def draws(purpose, numbers):
+            generator = seeded(settings.seed, stage, epoch, state["step"], purpose, device=device)
+            return skip(generator, share(images).start, numbers)  # noqa: B023
+
         progress = (epoch + state["step"] / steps) / epochs
-        x = model.prepare(augment(x, data.crop, data.pad, generator))
+        x = model.prepare(augment(x, data.crop, data.pad, draws("images", 3)))
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+            generator = draws("policies", K + 2 if stage == "pretrain" else K)
             loss, seen = take_step(model, stage, settings, x, y, free, progress, generator)
         optimizer.zero_grad()
         loss.backward()
+        average(model, len(x) / images)
+        seen |= {"loss": loss.detach() * len(x), "images": torch.ones_like(y)}
+        seen = dict(zip(seen, total(torch.stack([value.float().sum() for value in seen.values()])).tolist(), strict=True))
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)):
+        if not (math.isfinite(seen["loss"]) and torch.nn.utils.get_total_norm(gradients).isfinite()):
             raise FloatingPointError("the loss or a gradient is not finite")
         for group in optimizer.param_groups:
             group["lr"] = getattr(settings, f"{stage}_lr") * learning_rate(settings.schedule, progress)
         optimizer.step()
-        for name, value in {"loss": loss.detach() * len(x), "images": torch.tensor(len(x)), **seen}.items():
-            state["sums"][name] = state["sums"].get(name, 0.0) + value.double().sum().cpu()
         state["step"] += 1
+        state["sums"] = {name: state["sums"].get(name, 0.0) + value for name, value in seen.items()}
         log.step(state["step"])
-        if asked:
-            raise Stop(asked[0])
+        if total(torch.tensor(len(asked), device=device)):  # in any process
+            state["seconds"] += time.perf_counter() - start
+            raise Stop(asked[0] if asked else signal.SIGTERM)
     if not all(p.isfinite().all() for p in model.parameters()):
         raise FloatingPointError("a weight is not finite after the last step")
+    state["seconds"] += time.perf_counter() - start
 
 
-def finish_epoch(model, data, state, settings, seconds):
+def finish_epoch(model, data, state, settings):
     """Validates, adds the epoch's row to the metrics, and moves the position on. Returns the row."""
-    stage, sums = state["stage"], {name: float(total) for name, total in state["sums"].items()}
+    stage, sums, start = state["stage"], state["sums"], time.perf_counter()
     free = free_in(stage, state["epoch"], settings, model.resnet.num_blocks)
     result = run_policy(model, data.val, data.crop, u=torch.ones(len(free)) if stage == "pretrain" else None, free=free)
     row = {
-        "stage": stage, "epoch": state["epoch"], "epochs": settings.epochs(stage), "seconds": round(seconds, 2),
+        "stage": stage, "epoch": state["epoch"], "epochs": settings.epochs(stage),
+        "seconds": round(state["seconds"] + time.perf_counter() - start, 2),
         "free": int(free.sum()), "loss": sums["loss"] / sums["images"], "train_accuracy": sums["correct"] / sums["images"],
         **{name: sums[name] / sums["images"] if name in sums else None for name in ("R", "A")},
         "accuracy": result.accuracy, "blocks_mean": result.blocks_mean, "blocks_std": result.blocks_std,
         "distinct_policies": result.distinct_policies,
     }  # fmt: skip
     state["metrics"].append(row)
-    state.update(epoch=state["epoch"] + 1, step=0, sums={})
+    state.update(epoch=state["epoch"] + 1, step=0, sums={}, seconds=0.0)
     return row
 
 
 def train(model, data, state, settings, out, log):
-    """All stages, each from where `state` stands, with a checkpoint after every epoch and when stopped."""
+    """All stages, each from where `state` stands, with checkpoints on the way, at a stage's end and when stopped."""
+
+    def keep(optimizer):
+        networks = {name: network.state_dict() for name, network in model.named_children()}
+        state.update(networks, optimizer=optimizer.state_dict())
+        if rank() == 0:
+            save(out, state)
+
     with signals() as asked:
         for stage in settings.stage_list:
             if STAGES.index(stage) < STAGES.index(state["stage"]):
                 continue
             if state["stage"] != stage:
-                state.update(stage=stage, epoch=0, step=0, sums={}, optimizer=None)
+                state.update(stage=stage, epoch=0, step=0, sums={}, seconds=0.0, optimizer=None)
             set_mode(model, stage)
-            optimizer = make_optimizer(model, stage, settings)
+            optimizer, epochs = make_optimizer(model, stage, settings), settings.epochs(stage)
             if state["optimizer"]:
                 optimizer.load_state_dict(state["optimizer"])
-
-            def keep():
-                networks = {name: network.state_dict() for name, network in model.named_children()}
-                save(out, {**state, **networks, "optimizer": optimizer.state_dict()})  # noqa: B023
-
-            while state["epoch"] < settings.epochs(stage):
-                start = time.perf_counter()
+            while state["epoch"] < epochs:
                 try:
                     train_one_epoch(model, optimizer, data, state, settings, log, asked)
                 except Stop:
-                    keep()
+                    keep(optimizer)
                     raise
                 except FloatingPointError as problem:
                     place = f"{stage}, epoch {state['epoch'] + 1}, step {state['step']}"
                     raise FloatingPointError(f"{problem} in {place}; try a smaller --{flag(f'{stage}_lr')}") from None
-                log.row(finish_epoch(model, data, state, settings, time.perf_counter() - start))
-                keep()
-            if stage == "pretrain":
-                write_safely(out / "resnet.pt", lambda file: torch.save(model.resnet.state_dict(), file))
+                log.row(finish_epoch(model, data, state, settings))
+                if state["epoch"] % settings.epochs_per_checkpoint == 0 or state["epoch"] == epochs:
+                    keep(optimizer)
+            if stage == "pretrain" and rank() == 0:
+                write_safely(out / "resnet.pt", model.resnet.state_dict())
 
 
-def main(arguments=None):
-    settings, out, changed = parse(arguments)
-    try:
-        device = choose_device(settings.device)
-        state = open_folder(out, settings)
-        if not (state or settings.resnet or settings.epochs("pretrain")):
-            raise ValueError("nothing pretrains the ResNet; give it weights with --resnet FILE, or epochs of the stage pretrain")
-        data = load_data(settings.data, settings.data_dir, settings.image_size, settings.train_images, settings.val_images)
-        if state and list(state["classes"]) != list(data.classes):
-            raise ValueError(f"{out} was trained on the classes {state['classes']}, but the data has {data.classes}")
-        model = make_model(settings, data, state, out)
-        write_safely(out / "settings.json", lambda file: file.write(json.dumps(asdict(settings), indent=1).encode()))
-    except (ValueError, OSError) as problem:
-        print(f"train.py: {problem}", file=sys.stderr)
-        return 2
+def run(settings, out, changed, device, command):
+    """A whole run in its folder, which this process has for itself. Returns the exit code.
+
+    Raises ValueError or OSError, one line, if it cannot begin.
+    """
+    state = open_folder(out, settings)
+    if not (state or settings.resnet or settings.epochs("pretrain")):
+        raise ValueError("nothing pretrains the ResNet; give it weights with --resnet FILE, or epochs of the stage pretrain")
+    data = load_data(settings.data, settings.data_dir, settings.image_size, settings.train_images, settings.val_images)
+    if state and list(state["classes"]) != list(data.classes):
+        raise ValueError(f"{out} was trained on the classes {state['classes']}, but the data has {data.classes}")
+    for stage in settings.stage_list:
+        batch = getattr(settings, f"{stage}_batch")
+        if 0 < len(data.train) % batch < processes() or batch < processes():
+            raise ValueError(f"--{flag(f'{stage}_batch')} is {batch}; of {len(data.train)} images, it leaves a last step "
+                             f"of {len(data.train) % batch}, too few for {processes()} processes")  # fmt: skip
+    model = make_model(settings, data, state, out)
     data, model = data.to(device), model.to(device, memory_format=torch.channels_last)
-    fresh = {"stage": settings.stage_list[0], "epoch": 0, "step": 0, "sums": {}, "optimizer": None, "metrics": []}
+    fresh = {"stage": settings.stage_list[0], "epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "optimizer": None, "metrics": []}
     described = {"settings": asdict(settings), "classes": data.classes, "mean": data.mean, "std": data.std, "crop": data.crop}
     state = fresh | (state or {}) | described
-    again = shlex.join(["python", "train.py", *(sys.argv[1:] if arguments is None else arguments)])
-    with Log() as log:
+    if rank() == 0:
+        write_safely(out / "settings.json", json.dumps(asdict(settings), indent=1).encode())
+        save_metrics(out, state["metrics"])  # which a killed run may have left one save behind its checkpoint
+    with Log(quiet=rank() > 0) as log:
         log.say(f"preset {settings.preset}, changed: {changed or 'nothing'}; seed {settings.seed}; folder {out}")
-        log.say(f"{device}, {torch.get_num_threads()} threads; torch {torch.__version__}, torchvision {torchvision.__version__}")
+        log.say(f"{device}, {processes()} process(es), {torch.get_num_threads()} threads; "
+                f"torch {torch.__version__}, torchvision {torchvision.__version__}")  # fmt: skip
         if state.get("note"):
             log.say(state.pop("note"))
         if state["metrics"] or state["step"]:
@@ -252,16 +248,33 @@ def main(arguments=None):
         try:
             train(model, data, state, settings, out, log)
         except Stop as stop:
-            log.say(f"stopped and saved; to go on, run again: {again}")
+            log.say(f"stopped and saved; to go on, run again: {command}")
             return stop.code
         except (FloatingPointError, OSError) as problem:
-            log.say(f"train.py: {problem}; the last checkpoint in {out} is good; to go on from it, run again: {again}")
+            log.say(f"train.py: {problem}; the last checkpoint in {out} is good; to go on from it, run again: {command}")
             return 2
+    if rank() > 0:
+        return 0
     return evaluate.main([str(out), "--data-dir", settings.data_dir, "--device", settings.device])
+
+
+def main(arguments=None):
+    settings, out, changed = parse(arguments)
+    command = shlex.join(["python", "train.py", *(sys.argv[1:] if arguments is None else arguments)])
+    try:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or the next line refuses matrix products on a GPU
+        torch.use_deterministic_algorithms(settings.deterministic)
+        out.mkdir(parents=True, exist_ok=True)
+        with team(choose_device(settings.device)) as device, locked(out):
+            return run(settings, out, changed, device, command)
+    except (ValueError, OSError) as problem:
+        print(f"train.py: {problem}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("train.py: stopped before its next checkpoint; what was saved stays")
+        print("train.py: stopped before its next checkpoint; what was saved stays", file=sys.stderr)
+        sys.exit(130)

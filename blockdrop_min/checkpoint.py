@@ -1,5 +1,6 @@
 """Saving and loading a run. A checkpoint is one dict of plain types and tensors, which rebuilds everything it needs."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -12,19 +13,23 @@ from .resnet import resnet
 from .settings import Settings
 from .weights import load_state, read_file
 
-NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 FORMAT = "blockdrop_min 1"
 
 
-def write_safely(path, write, previous=None):
-    """Calls write(file) on a temporary file beside `path`, flushes it to the disk, and renames it.
+def write_safely(path, content, previous=None):
+    """Writes bytes, or what torch.save makes of anything else, to a temporary file beside `path`, and renames it.
 
-    What stood at `path` before is renamed to `previous`, if that is given.
+    What stood at `path` before is renamed to `previous`, if that is given. Raises OSError, and leaves `path` as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if not isinstance(content, bytes):
+        buffer = io.BytesIO()  # torch.save reports a full disk as a RuntimeError about something else
+        torch.save(content, buffer)
+        content = buffer.getbuffer()
+    temporary = path.with_name(f".{path.name}")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if previous and path.exists():
@@ -35,11 +40,15 @@ def write_safely(path, write, previous=None):
 
 
 def save(folder, state):
-    """Writes a run's checkpoint, keeping the one before, and its rows to metrics.jsonl, one JSON object a line."""
+    """Writes a run's checkpoint, keeping the one before, and its rows to metrics.jsonl."""
     path = Path(folder) / NAME
-    write_safely(path, lambda file: torch.save({"format": FORMAT, **state}, file), path.with_name(PREVIOUS))
-    rows = "".join(json.dumps(row) + "\n" for row in state["metrics"])
-    write_safely(path.with_name("metrics.jsonl"), lambda file: file.write(rows.encode()))
+    write_safely(path, {"format": FORMAT, **state}, path.with_name(PREVIOUS))
+    save_metrics(folder, state["metrics"])
+
+
+def save_metrics(folder, rows):
+    """Writes metrics.jsonl anew, one JSON object a line: it never holds a row twice or half a row."""
+    write_safely(Path(folder) / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read(path):

@@ -48,15 +48,19 @@ class Split:
         images = self.images.to(device) if isinstance(self.images, torch.Tensor) else self.images
         return Split(images, self.labels.to(device), self.difficulty)
 
-    def batches(self, batch_size, order=None, workers=0):
-        """Yields (x uint8 [B, 3, H, W], y [B]) in this order of indices, the last batch short. None: as they lie."""
+    def batches(self, batch_size, order=None, workers=0, share=slice):
+        """Yields (x uint8 [B, 3, H, W], y [B]) in this order of indices, the last batch short. None: as they lie.
+
+        share: gives, for the size of a batch, the slice of it that is wanted; as it is, all of it.
+        """
         order = torch.arange(len(self)) if order is None else order
-        device = self.labels.device
+        indices, device = [index[share(len(index))] for index in order.split(batch_size) if len(index)], self.labels.device
         if isinstance(self.images, torch.Tensor):
-            for index in order.to(device).split(batch_size) if len(order) else ():
+            for index in indices:
+                index = index.to(device)
                 yield self.images[index], self.labels[index]
         else:
-            loader = DataLoader(self.images, batch_size, sampler=order.tolist(), num_workers=workers)
+            loader = DataLoader(self.images, batch_sampler=[index.tolist() for index in indices], num_workers=workers)
             for x, y in loader:
                 yield x.to(device, non_blocking=True), y.to(device)
 
@@ -161,17 +165,15 @@ def folder(root, names, size, in_memory):
 
 
 def augment(x, crop, pad, generator):
-    """Each image padded with black, cropped to `crop` at a random place, and flipped at random.
+    """Each image padded with black, cropped to `crop` at a random place, and flipped at random. Three numbers an image.
 
     x: uint8 [B, 3, H, W], on the generator's device.    Returns uint8 [B, 3, crop, crop], channels_last.
     """
     x = F.pad(x, (pad, pad, pad, pad))
-
-    def draw(n):
-        return torch.randint(n, (len(x), 1), generator=generator, device=x.device)
-
-    rows, columns = (draw(side - crop + 1) + torch.arange(crop, device=x.device) for side in x.shape[2:])  # [B, crop]
-    columns = torch.where(draw(2) == 1, columns.flip(1), columns)
+    top, left, flip = torch.rand(len(x), 3, generator=generator, device=x.device).unbind(1)
+    offsets = [(place * (side - crop + 1)).long()[:, None] for place, side in zip((top, left), x.shape[2:], strict=True)]
+    rows, columns = (offset + torch.arange(crop, device=x.device) for offset in offsets)  # [B, crop]
+    columns = torch.where(flip[:, None] < 0.5, columns.flip(1), columns)
     batch = torch.arange(len(x), device=x.device)[:, None, None]
     return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 

@@ -25,8 +25,8 @@ COLUMNS = {
 class Log:
     """Prints a run's progress and rows. A context manager: the progress bar ends with it."""
 
-    def __init__(self):
-        self.console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, quiet=False):
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn()
         self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task, self.last = self.progress.add_task("", visible=False), time.monotonic()
@@ -59,4 +59,6 @@ class Log:
         if not self.console.is_terminal and now - self.last >= PLAIN_EVERY:
             left = (now - self.begun) / max(1, step - self.done) * (self.steps - step)
             self.last = now
-            self.say(f"{time.strftime('%H:%M:%S')} {self.name}: step {step}/{self.steps}, {left:.0f} s left in this epoch")
+            self.say(
+                f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.name}: step {step}/{self.steps}, {left:.0f} s left in this epoch"
+            )

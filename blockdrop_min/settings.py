@@ -67,6 +67,8 @@ class Settings:
     # The run
     seed: int = option(0, "seed of all randomness", 0, 2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    epochs_per_checkpoint: int = option(1, "save every so many epochs, and at the end of a stage", 1)
+    deterministic: bool = option(False, "only use operations that repeat bit for bit on a GPU, too; slower")
     workers: int = option(4, "processes that read images (imagenet)", 0, 256)
     amp: bool = option(False, "bfloat16 autocast in training")
 

@@ -30,11 +30,9 @@ def random_policies(num_images, num_blocks, share, generator):
 
     Returns [B, K]; the other images keep all.
     """
-    device = generator.device
-    rate = 0.15 + 0.85 * torch.rand(num_images, 1, generator=generator, device=device)
-    drops = torch.rand(num_images, 1, generator=generator, device=device) < share
-    keep = torch.rand(num_images, num_blocks, generator=generator, device=device) < rate
-    return (keep | ~drops).float()
+    draws = torch.rand(num_images, num_blocks + 2, generator=generator, device=generator.device)
+    rate, drops = 0.15 + 0.85 * draws[:, :1], draws[:, 1:2] < share
+    return ((draws[:, 2:] < rate) | ~drops).float()
 
 
 def pretrain_step(model, x, y, share, generator):

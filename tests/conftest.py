@@ -11,3 +11,8 @@ settings.register_profile("ci", max_examples=15, derandomize=True, **SHARED)
 settings.register_profile("quick", max_examples=4, derandomize=True, **SHARED)  # for tests/faults/mutate
 settings.load_profile("ci" if os.environ.get("CI") else "explore")
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, help="kill runs so often for each seed in test_stress.py")
+    parser.addoption("--seeds", type=int, default=1, help="seeds of test_stress.py")

@@ -2,15 +2,20 @@
 
 import hashlib
 import json
+import os
+import socket
+import traceback
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import torch
 from helpers import randomise, rng, small_policy_net, small_resnet
 from PIL import Image
 
 import train
-from blockdrop_min import BlockDrop, FixedPolicy
+from blockdrop_min import BlockDrop, FixedPolicy, checkpoint
 from blockdrop_min.checkpoint import build, read
 from blockdrop_min.data import Data, Split
 from blockdrop_min.settings import PRESETS, Settings
@@ -127,3 +132,83 @@ def differences(one, other):
     """Where the newest checkpoints of two runs differ."""
     one, other = bits(one), bits(other)
     return sorted(str(path) for path in one.keys() | other.keys() if one.get(path) != other.get(path))
+
+
+# --------------------------------------------------------------------------------------- things that go wrong
+def fork(act):
+    """A process that does act(), whose result is its exit code, and prints nothing. Returns its number."""
+    number = os.fork()
+    if number:
+        return number
+    code = 70
+    try:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        code = act() or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def together(count, act):
+    """Does act(rank) in so many processes, started as torchrun starts them. Returns their exit codes, or -signals."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def member(rank):
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")  # fmt: skip
+        return act(rank)
+
+    return [wait(process) for process in [fork(lambda rank=rank: member(rank)) for rank in range(count)]]
+
+
+def wait(number):
+    """The exit code of a process, or -signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+
+
+def kill(number, process=None):
+    """Sends this signal to a process, by default to the one that does it."""
+    return lambda: os.kill(process or os.getpid(), number)
+
+
+def fail(error):
+    """Raises the OSError of this number, as a full or a broken disk does."""
+
+    def act():
+        raise OSError(error, os.strerror(error))
+
+    return act
+
+
+@contextmanager
+def disk(at=None, act=None):
+    """Gives the list of what the checkpoint module does to the disk; does act() in place of operation `at`, mid-write."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def operation(name, proceed):
+        done.append(name)
+        return act() if len(done) - 1 == at else proceed()
+
+    class File:
+        def __init__(self, *arguments):
+            self.file = open(*arguments)  # noqa: SIM115
+            self.flush, self.fileno = self.file.flush, self.file.fileno
+
+        def write(self, content):
+            self.file.write(content[: len(content) // 2])
+            operation("write", lambda: self.file.write(content[len(content) // 2 :]))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "open", File, raising=False)
+        patch.setattr(os, "fsync", lambda file: operation("fsync", lambda: fsync(file)))
+        patch.setattr(os, "replace", lambda *paths: operation("replace", lambda: replace(*paths)))
+        yield done

@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import pickle
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import images, rng
-from runs import state_of
+from runs import disk, fail, fork, kill, state_of, wait
 
 from blockdrop_min import FixedPolicy, load
 from blockdrop_min.checkpoint import NAME, PREVIOUS, read, restore, save, write_safely
@@ -94,43 +96,58 @@ def test_saving_leaves_no_temporary_file(tmp_path):
 
 
 def test_a_file_is_written_safely(tmp_path):
-    write_safely(tmp_path / "a", lambda file: file.write(b"new"))
+    write_safely(tmp_path / "a", b"new")
     assert files(tmp_path) == {"a": b"new"}
 
 
-@pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), RuntimeError()])
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, problem):
-    (tmp_path / "a").write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"half of")
-        raise problem
-
-    with pytest.raises(type(problem)):
-        write_safely(tmp_path / "a", fail)
-    assert files(tmp_path) == {"a": b"old"}
+def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path):
+    with disk() as done:
+        write_safely(tmp_path / "a", b"new")
+    assert done == ["write", "fsync", "replace"]
 
 
-def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
-    done, sync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: done.append("fsync") or sync(file))
-    monkeypatch.setattr(os, "replace", lambda *paths: done.append("replace") or replace(*paths))
-    write_safely(tmp_path / "a", lambda file: file.write(b"new"))
-    assert done == ["fsync", "replace"]
+SAVE = ["write", "fsync", "replace", "replace", "write", "fsync", "replace"]  # the checkpoint, then metrics.jsonl
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_usable(tmp_path, monkeypatch):
-    saved(tmp_path, epoch=1)
+def test_saving_takes_these_operations(tmp_path):
+    saved(tmp_path)
+    with disk() as done:
+        saved(tmp_path)
+    assert done == SAVE
 
-    def full(state, file):
-        file.write(b"half of")
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
-        with pytest.raises(OSError, match="No space"):
-            saved(tmp_path, epoch=2)
-    assert read(tmp_path)["epoch"] == 1 and load(tmp_path)
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("at", range(len(SAVE)))
+def test_a_disk_that_fails_leaves_a_checkpoint_and_no_other_file(tmp_path, at, error):
+    saved(tmp_path, epoch=1), saved(tmp_path, epoch=2)
+    before = set(files(tmp_path))
+    with disk(at, fail(error)), pytest.raises(OSError, match=os.strerror(error)):
+        saved(tmp_path, epoch=3)
+    assert read(tmp_path)["epoch"] == (3 if at > 3 else 2) and load(tmp_path)
+    assert set(files(tmp_path)) | {NAME} == before | {NAME}
+
+
+@pytest.mark.parametrize("at", range(len(SAVE)))
+def test_a_kill_during_a_save_leaves_a_checkpoint(tmp_path, at):
+    saved(tmp_path, epoch=1), saved(tmp_path, epoch=2)
+    with disk(at, kill(signal.SIGKILL)):
+        assert wait(fork(lambda: saved(tmp_path, epoch=3))) == -signal.SIGKILL
+    assert read(tmp_path)["epoch"] == (3 if at > 3 else 2) and load(tmp_path)
+
+
+def test_a_disk_that_is_really_full_is_an_error_of_the_system():
+    with pytest.raises(OSError, match="No space left"):
+        write_safely(Full("/dev/full"), {"weights": torch.zeros(100_000)})
+
+
+class Full(type(Path())):
+    """/dev/full, which is never written: its own temporary file."""
+
+    def with_name(self, name):
+        return self
+
+    def unlink(self, missing_ok=False):
+        pass
 
 
 # --------------------------------------------------------------------------------------------------------- edges

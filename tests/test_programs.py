@@ -14,7 +14,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from runs import SHORT, contents, differences, rows, short_run, state_of, write_tree
+from runs import SHORT, contents, differences, kill, rows, short_run, state_of, write_tree
 from torchvision import datasets
 
 import evaluate
@@ -75,10 +75,6 @@ def at_step(monkeypatch, count, act):
     monkeypatch.setattr(Log, "step", counting)
 
 
-def kill(number):
-    return lambda: os.kill(os.getpid(), number)
-
-
 # -------------------------------------------------------------------------------------------------- a run, by hand
 def test_a_run_ends_with_exit_code_0_and_no_word_on_stderr(finished):
     assert (finished[1].returncode, finished[1].stderr) == (0, "")
@@ -86,7 +82,7 @@ def test_a_run_ends_with_exit_code_0_and_no_word_on_stderr(finished):
 
 def test_a_run_leaves_its_files(finished):
     pictures = {"keep_rates.png", "extremes.png", "tradeoff.png"}
-    expected = {NAME, PREVIOUS, "metrics.jsonl", "settings.json", "resnet.pt"} | pictures
+    expected = {NAME, PREVIOUS, "metrics.jsonl", "settings.json", "resnet.pt", ".lock"} | pictures
     assert {path.name for path in finished[0].iterdir()} == expected
 
 
