@@ -386,6 +386,16 @@ def test_an_image_of_one_pixel_passes(execute, family):
     assert_same(net(images(1, 1), torch.tensor([1, 0, 1]), execute), Reference(net).slow(images(1, 1), torch.tensor([[1, 0, 1]])))
 
 
+@both
+def test_under_no_grad_no_block_records_what_a_gradient_would_need(execute):
+    net, recorded = small_resnet(), []
+    for block in net.blocks:
+        block.conv1.register_forward_hook(lambda layer, inputs, output: recorded.append(output.requires_grad))
+    with torch.no_grad():
+        net(images(2), torch.tensor([[1, 0, 1], [1, 1, 0]]), execute)
+    assert recorded == [False] * 3
+
+
 def test_sparse_execution_of_a_block_that_no_image_keeps_leaves_its_statistics_alone():
     net = small_resnet().train()
     before = deepcopy(net.blocks[1].state_dict())
@@ -440,7 +450,13 @@ def test_no_classes_are_refused(classes):
         resnet(8, classes)
 
 
-def test_resnet_gives_a_masked_resnet_with_so_many_classes():
-    net = resnet(8, 4)
+@pytest.mark.parametrize("classes", [1, 4, 10])
+def test_resnet_gives_a_masked_resnet_with_so_many_classes(classes):
+    net = resnet(8, classes)
     assert isinstance(net, MaskedResNet)
-    assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    assert net(torch.zeros(2, 3, 8, 8)).shape == (2, classes)
+
+
+def test_resnet_gives_ten_classes_and_the_cifar_family_unless_told_otherwise():
+    net = resnet(8)
+    assert (net.fc.out_features, net.family, net.conv1.kernel_size) == (10, "cifar", (3, 3))
