@@ -396,6 +396,15 @@ def test_under_no_grad_no_block_records_what_a_gradient_would_need(execute):
     assert recorded == [False] * 3
 
 
+@pytest.mark.parametrize(("execute", "met"), [("masked", [3, 3, 3]), ("sparse", [3, 2])])
+def test_a_block_meets_every_image_when_masked_and_those_that_keep_it_when_sparse(execute, met):
+    net, counts = small_resnet(), []
+    for block in net.blocks:
+        block.conv1.register_forward_hook(lambda layer, inputs, output: counts.append(len(output)))
+    net(images(3), torch.tensor([[1, 0, 1], [1, 0, 0], [1, 0, 1]]), execute)
+    assert counts == met
+
+
 def test_sparse_execution_of_a_block_that_no_image_keeps_leaves_its_statistics_alone():
     net = small_resnet().train()
     before = deepcopy(net.blocks[1].state_dict())
@@ -417,7 +426,7 @@ def test_a_policy_of_another_shape_is_refused(execute, shape):
 
 @pytest.mark.parametrize("value", [0.5, 2, -1, torch.nan, 1 + 1e-6])
 def test_a_policy_with_another_value_than_0_and_1_is_refused(value):
-    with pytest.raises(ValueError, match="u holds a value that is neither 0 "):
+    with pytest.raises(ValueError, match=r"^u holds a value that is neither 0 \(drop\) nor 1 \(keep\)$"):
         small_resnet()(images(1), torch.tensor([1.0, value, 0.0]))
 
 
