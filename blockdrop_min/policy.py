@@ -94,8 +94,8 @@ def policy_loss(s_bounded, u, advantage, free=None):
     """
     check_shapes(s_bounded, free, u=(u, s_bounded.shape), advantage=(advantage, s_bounded.shape[:1]))
     u = u.to(s_bounded.dtype)
-    log_pi = log(s_bounded * u + (1 - s_bounded) * (1 - u))  # [B, K]
-    return -(advantage.detach() * only(free, log_pi).sum(1)).mean()
+    pi = s_bounded * u + (1 - s_bounded) * (1 - u)  # [B, K]
+    return -(advantage.detach() * log(only(free, pi)).sum(1)).mean()
 
 
 def entropy(s_bounded, free=None):
@@ -104,8 +104,8 @@ def entropy(s_bounded, free=None):
     H(p) = -p log p - (1 - p) log(1 - p).    s_bounded: [B, K].    free: [K] bool, None = all.    Returns a scalar.
     """
     check_shapes(s_bounded, free)
-    p = s_bounded
-    return only(free, -p * log(p) - (1 - p) * log(1 - p)).sum(1).mean()
+    p = only(free, s_bounded)
+    return (-p * log(p) - (1 - p) * log(1 - p)).sum(1).mean()
 
 
 def log(p):
@@ -113,9 +113,12 @@ def log(p):
     return p.clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
-def only(free, terms):
-    """[B, K] with 0, and gradient 0, in every column that is not free."""
-    return terms if free is None else torch.where(free.to(terms.device), terms, torch.zeros_like(terms))
+def only(free, p):
+    """Probabilities [B, K] with 1, and gradient 0, where a block is not free: log 1 = 0, and so is the entropy.
+
+    This comes before the logarithm: behind it, a NaN in a forced column would pass back, as 0 x NaN.
+    """
+    return p if free is None else torch.where(free.to(p.device), p, torch.ones_like(p))
 
 
 def check_shapes(s, free=None, **tensors):

@@ -48,12 +48,12 @@ def warm_step(model, x, y):
     return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
 
 
-@torch.no_grad()
 def correct_under(resnet, x, y, u):
     """Which predictions are right under the policies u [B, K]: [B] bool. Leaves no trace: eval mode, no gradient."""
     training = resnet.training
     resnet.eval()
-    correct = resnet(x, u, execute="sparse").argmax(1) == y
+    with torch.no_grad():
+        correct = resnet(x, u, execute="sparse").argmax(1) == y
     resnet.train(training)
     return correct
 

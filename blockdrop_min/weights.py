@@ -14,7 +14,7 @@ AUTHORS = [
     (re.compile(r"\bblocks\.(\d+)\.(\d+)\."), lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
     (re.compile(r"\bds\.(\d+)\."), lambda m: f"layer{int(m[1]) + 1}.0.downsample."),
 ]
-IGNORED = re.compile(r"vnet\.|features\.fc\.")  # the authors' unused value head, and what older agents left behind
+IGNORED = re.compile(r"vnet\.|features\.fc\.")  # an agent's unused value head, and what older ones left behind
 
 
 def read_file(path):
@@ -29,8 +29,8 @@ def read_file(path):
                          "tensors and plain types") from None  # fmt: skip
 
 
-def translate(state, what):
-    """A state_dict with our names: no `module.`, the authors' names replaced, what is to be ignored left out."""
+def translate(state, what, is_agent):
+    """A state_dict with our names: no `module.`, the authors' names replaced, what an agent need not have left out."""
     translated = {}
     for name, tensor in state.items():
         name = str(name).removeprefix("module.")
@@ -38,7 +38,7 @@ def translate(state, what):
             name = pattern.sub(ours, name)
         if name in translated:
             raise ValueError(f"{what}: {name} is there twice, under two names")
-        if not IGNORED.match(name):
+        if not (is_agent and IGNORED.match(name)):
             translated[name] = tensor
     return translated
 
@@ -88,7 +88,7 @@ def load_foreign(model, checkpoint):
     before = {name: {k: t.clone() for k, t in network.state_dict().items()} for name, network in networks.items()}
     try:
         for name, network in networks.items():
-            load_state(network, translate(parts[name], f"{what}, {name}"), f"{what}, {name}")
+            load_state(network, translate(parts[name], f"{what}, {name}", name == "agent"), f"{what}, {name}")
     except ValueError:
         for name, network in networks.items():
             network.load_state_dict(before[name])

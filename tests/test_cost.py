@@ -130,6 +130,15 @@ def test_all_numbers_are_integers(case):
     assert {type(number) for number in (cost.fixed, cost.full, *cost.blocks)} == {int}
 
 
+@pytest.mark.parametrize("side", [9, 10])
+def test_a_policy_nets_number_is_an_integer_when_it_halves_the_image(side):
+    assert type(policy_cost(small_policy_net(3, half=True), side)) is int
+
+
+def test_policies_on_another_device_have_their_costs_there():
+    assert Cost(1, (2, 3)).of(torch.ones(4, 2, device="meta")).is_meta
+
+
 @given(cases(), st.integers(1, 64))
 def test_a_square_image_needs_one_number(case, side):
     assert resnet_cost(case.net, side) == resnet_cost(case.net, (side, side))

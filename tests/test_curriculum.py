@@ -97,6 +97,15 @@ def test_an_impossible_epoch_or_size_is_refused(arguments):
         free_blocks(*arguments)
 
 
+def test_a_mask_on_the_cpu_forces_policies_on_another_device():
+    assert force_on(torch.zeros(2, 3, device="meta"), torch.tensor([False, True, True])).is_meta
+
+
+def test_forcing_on_refuses_a_policy_without_images():
+    with pytest.raises(ValueError, match=r"free is torch.bool \[3\]; it must be bool \[3\]"):
+        force_on(torch.ones(3), torch.tensor([False, True, True]))
+
+
 @pytest.mark.parametrize("free", [torch.ones(3), torch.ones(4, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)])
 def test_forcing_on_refuses_a_mask_of_another_shape_or_dtype(free):
     with pytest.raises(ValueError, match=r"free is torch.* it must be bool \[3\]"):

@@ -27,7 +27,8 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockdrop_min import bound, entropy, force_on, free_blocks, greedy, policy_loss, reward, sample
+from blockdrop_min import BlockDrop, bound, entropy, force_on, free_blocks, greedy, policy_loss, reward, sample, training
+from blockdrop_min.training import policy_step
 
 
 # ------------------------------------------------------------------------------------------------- the two roads
@@ -151,7 +152,7 @@ def world():
         with torch.no_grad():
             correct = net(x, u, "sparse").argmax(1) == y
         R[key(u)] = reward(u.expand(4, -1), correct, gamma=2)
-    return SimpleNamespace(policy=policy, x=x, R=R)
+    return SimpleNamespace(net=net, policy=policy, x=x, y=y, R=R)
 
 
 def test_in_that_world_rewards_depend_on_image_and_policy(world):
@@ -170,6 +171,22 @@ def test_every_parameter_of_a_policy_net_gets_the_gradient_of_the_expected_rewar
     loss = expected_loss(s_bounded, free, world.R, self_critical(s, free, world.R)) - beta * entropy(s_bounded, free)
     actual, expected = gradients(loss, world.policy), gradients(-J, world.policy)
     assert_same(actual, expected, 1e-8)
+    assert any(g.abs().max() > 1e-3 for g in expected.values())
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_policy_step_gives_it_in_expectation_over_what_it_samples(world, monkeypatch, epoch, joint):
+    x, y, free = world.x[:2], world.y[:2], free_blocks(epoch, 3)
+    model = BlockDrop(deepcopy(world.net), deepcopy(world.policy).train())
+    s_bounded, total = bound(model.policy(x), 0.8), 0
+    for u in every_policy(6).view(-1, 2, 3):  # all that two images can sample, each as likely as `sample` draws it
+        monkeypatch.setattr(training, "sample", lambda s_bounded, generator, u=u: u)
+        likely = torch.where(u.bool(), s_bounded, 1 - s_bounded).prod().detach()
+        total += likely * policy_step(model, x, y, free, 0.8, 0.1, 2, None, joint=joint, full_share=0.5)[0]
+    J = expected_reward(s_bounded, free, {u: R[:2] for u, R in world.R.items()}) + 0.1 * entropy(s_bounded, free)
+    expected = gradients(-J, model.policy)
+    assert_same(gradients(total, model.policy), expected, 1e-8)
     assert any(g.abs().max() > 1e-3 for g in expected.values())
 
 

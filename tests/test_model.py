@@ -53,6 +53,16 @@ def test_in_training_mode_blocks_run_masked():
     assert_same(logits, model.resnet(x, u, "masked"))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_block_meets_the_images_that_keep_it_in_use_and_all_images_in_training(training):
+    model, met = pair().train(training), []
+    for block in model.resnet.blocks:
+        block.conv1.register_forward_hook(lambda layer, inputs, output: met.append(len(output)))
+    kept = model(images(6))[1].sum(0).tolist()
+    assert set(kept) - {0, 6}
+    assert met == ([6] * 3 if training else [count for count in kept if count])
+
+
 # ---------------------------------------------------------------------------------------------------------- laws
 def test_the_images_move_to_memory_format_channels_last():
     assert pair().prepare(images(2)).is_contiguous(memory_format=torch.channels_last)

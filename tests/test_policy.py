@@ -330,6 +330,7 @@ def test_it_has_one_basic_block_a_segment(family, widths):
     with torch.device("meta"):
         net = policy_net(15, family)
     assert [block.conv2.out_channels for block in net.features.blocks] == widths
+    assert net.features.family == family
     assert all(type(block) is BasicBlock for block in net.features.blocks)
     assert (net.logit.in_features, net.logit.out_features, net.num_blocks) == (widths[-1], 15, 15)
 
@@ -391,10 +392,21 @@ def test_a_tiny_probability_counts_as_what_it_is():
     assert entropy(s).item() == pytest.approx(1e-30 * 30 * math.log(10), rel=1e-5)
 
 
-def test_nan_in_a_block_that_is_not_free_stays_out_of_the_losses():
-    s, free = torch.tensor([[torch.nan, 0.5]]), torch.tensor([False, True])
-    assert policy_loss(s, torch.ones(1, 2), torch.ones(1), free).item() == pytest.approx(math.log(2))
-    assert entropy(s, free).item() == pytest.approx(math.log(2))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("forced", [0.0, 1.0])
+def test_nan_and_inf_in_a_block_that_is_not_free_stay_out_of_the_losses_and_their_gradients(value, forced):
+    s, free = torch.tensor([[value, 0.25]], requires_grad=True), torch.tensor([False, True])
+    loss, bonus = policy_loss(s, torch.tensor([[forced, 1.0]]), torch.ones(1), free), entropy(s, free)
+    assert loss.item() == pytest.approx(math.log(4))
+    assert gradient(loss, s).tolist() == [[0, -4]]
+    assert bonus.item() == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
+    assert gradient(bonus, s).tolist() == [[0, pytest.approx(math.log(3))]]
+
+
+def test_a_mask_on_the_cpu_serves_losses_on_another_device():
+    s, free = torch.full((2, 3), 0.5, device="meta"), torch.tensor([False, True, True])
+    assert policy_loss(s, s, s[:, 0], free).is_meta
+    assert entropy(s, free).is_meta
 
 
 def test_a_certain_policy_has_no_entropy_and_its_own_sample_no_loss():
@@ -404,13 +416,18 @@ def test_a_certain_policy_has_no_entropy_and_its_own_sample_no_loss():
 
 
 def test_sampling_from_what_is_not_a_number_is_refused():
-    with pytest.raises(FloatingPointError, match="a keep-probability is not finite"):
+    with pytest.raises(FloatingPointError, match=r"^a keep-probability is not finite$"):
         sample(torch.tensor([[0.5, torch.nan]]))
 
 
 @given(s_anywhere)
 def test_alpha_1_leaves_the_probabilities_as_they_are(s):
     assert torch.equal(bound(s, 1), s)
+
+
+@given(s_anywhere)
+def test_the_lowest_alpha_leaves_next_to_nothing_but_coins(s):
+    assert_same(bound(s, math.nextafter(0.5, 1)), torch.full_like(s, 0.5), 1e-15)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.3, 0, -1, 1.0001, float("nan")])
@@ -462,6 +479,10 @@ def test_an_unknown_kind_of_static_policy_is_refused():
 def test_an_unknown_family_is_refused():
     with pytest.raises(ValueError, match='family is \'mnist\'; it must be "cifar" or "imagenet"'):
         policy_net(3, "mnist")
+
+
+def test_a_policy_net_may_have_one_block_and_one_channel():
+    assert small_policy_net(1, width=1)(images(2)).shape == (2, 1)
 
 
 @pytest.mark.parametrize(("K", "width"), [(0, 4), (-1, 4), (3, -2), (3, 0)])

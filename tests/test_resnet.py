@@ -321,6 +321,18 @@ def test_a_policy_may_have_any_dtype(execute, dtype, case):
 
 
 @both
+def test_a_policy_may_be_a_list(execute):
+    net, x = small_resnet(), images(2)
+    assert torch.equal(net(x, [1, 0, 1], execute), net(x, torch.tensor([1, 0, 1]), execute))
+
+
+@both
+def test_a_policy_on_the_cpu_serves_a_network_on_another_device(execute):
+    net, u = small_resnet(family="imagenet").to("meta"), torch.tensor([[0, 1, 0], [1, 1, 0]])
+    assert net(images(2).to("meta"), u, execute).is_meta
+
+
+@both
 @few
 @given(case=cases())
 def test_the_arguments_stay_as_they_are(execute, case):
@@ -374,6 +386,25 @@ def test_an_image_of_one_pixel_passes(execute, family):
     assert_same(net(images(1, 1), torch.tensor([1, 0, 1]), execute), Reference(net).slow(images(1, 1), torch.tensor([[1, 0, 1]])))
 
 
+@both
+def test_under_no_grad_no_block_records_what_a_gradient_would_need(execute):
+    net, recorded = small_resnet(), []
+    for block in net.blocks:
+        block.conv1.register_forward_hook(lambda layer, inputs, output: recorded.append(output.requires_grad))
+    with torch.no_grad():
+        net(images(2), torch.tensor([[1, 0, 1], [1, 1, 0]]), execute)
+    assert recorded == [False] * 3
+
+
+@pytest.mark.parametrize(("execute", "met"), [("masked", [3, 3, 3]), ("sparse", [3, 2])])
+def test_a_block_meets_every_image_when_masked_and_those_that_keep_it_when_sparse(execute, met):
+    net, counts = small_resnet(), []
+    for block in net.blocks:
+        block.conv1.register_forward_hook(lambda layer, inputs, output: counts.append(len(output)))
+    net(images(3), torch.tensor([[1, 0, 1], [1, 0, 0], [1, 0, 1]]), execute)
+    assert counts == met
+
+
 def test_sparse_execution_of_a_block_that_no_image_keeps_leaves_its_statistics_alone():
     net = small_resnet().train()
     before = deepcopy(net.blocks[1].state_dict())
@@ -395,7 +426,7 @@ def test_a_policy_of_another_shape_is_refused(execute, shape):
 
 @pytest.mark.parametrize("value", [0.5, 2, -1, torch.nan, 1 + 1e-6])
 def test_a_policy_with_another_value_than_0_and_1_is_refused(value):
-    with pytest.raises(ValueError, match="u holds a value that is neither 0 "):
+    with pytest.raises(ValueError, match=r"^u holds a value that is neither 0 \(drop\) nor 1 \(keep\)$"):
         small_resnet()(images(1), torch.tensor([1.0, value, 0.0]))
 
 
@@ -428,7 +459,13 @@ def test_no_classes_are_refused(classes):
         resnet(8, classes)
 
 
-def test_resnet_gives_a_masked_resnet_with_so_many_classes():
-    net = resnet(8, 4)
+@pytest.mark.parametrize("classes", [1, 4, 10])
+def test_resnet_gives_a_masked_resnet_with_so_many_classes(classes):
+    net = resnet(8, classes)
     assert isinstance(net, MaskedResNet)
-    assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    assert net(torch.zeros(2, 3, 8, 8)).shape == (2, classes)
+
+
+def test_resnet_gives_ten_classes_and_the_cifar_family_unless_told_otherwise():
+    net = resnet(8)
+    assert (net.fc.out_features, net.family, net.conv1.kernel_size) == (10, "cifar", (3, 3))

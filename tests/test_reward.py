@@ -108,8 +108,8 @@ def test_no_images_earn_no_rewards():
     assert reward(torch.ones(0, 3), torch.ones(0, dtype=torch.bool), 1).shape == (0,)
 
 
-@pytest.mark.parametrize("gamma", [-1, -1e-9, float("nan")])
-def test_a_negative_penalty_is_refused(gamma):
+@pytest.mark.parametrize("gamma", [-1, -1e-9, float("nan"), float("inf")])
+def test_a_negative_or_infinite_penalty_is_refused(gamma):
     with pytest.raises(ValueError, match=f"gamma is {gamma}; it must be at least 0"):
         reward(torch.ones(1, 2), torch.tensor([True]), gamma)
 

@@ -1,6 +1,7 @@
 """One training step of each stage: what its loss is, what it reaches, and what it leaves alone."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -73,10 +74,13 @@ def test_each_stage_trains_its_networks_and_freezes_the_others(stage, resnet, po
 
 
 def test_rewards_and_advantages_equal_a_loop_over_images():
-    model, (x, y) = ready("curriculum"), batch(20)
+    model, (x, _) = ready("curriculum"), batch(60)
     _, u, u_greedy = draws(model, x)
+    classes = torch.stack([model.resnet(x, policy).argmax(1) for policy in (u, u_greedy, torch.ones(60, 3))])
+    assert all((one != other).any() for one, other in itertools.combinations(classes, 2))
+    y = classes[torch.arange(60) % 3, torch.arange(60)]  # each policy is right for a third of the images, at least
     _, seen = step(model, x, y)
-    for i in range(20):
+    for i in range(60):
         right = [bool(model.resnet(x[i : i + 1], policy[i]).argmax() == y[i]) for policy in (u, u_greedy)]
         R, R_greedy = by_hand(u[i].tolist(), right[0]), by_hand(u_greedy[i].tolist(), right[1])
         assert seen["R"][i].item() == pytest.approx(R, abs=1e-6)
@@ -99,9 +103,7 @@ def test_the_keep_rates_of_random_policies_are_uniform_from_15_percent_to_all():
 def test_a_plain_pretraining_step_is_cross_entropy_of_the_full_network():
     model, (x, y) = ready("pretrain"), batch()
     expected = F.cross_entropy(copy.deepcopy(model).resnet(x), y)
-    loss, seen = pretrain_step(model, x, y, 0.0, rng(0))
-    assert_same(loss, expected, 1e-6)
-    assert seen["correct"].shape == (6,)
+    assert_same(pretrain_step(model, x, y, 0.0, generator=None)[0], expected, 1e-6)  # and draws no random numbers
 
 
 def test_the_learning_rate_by_hand():
@@ -120,12 +122,12 @@ def test_the_curriculum_loss_is_the_policy_loss_less_the_entropy_bonus(seed, fre
     assert_same(loss, policy_loss(s_bounded, u, seen["A"], free) - BETA * entropy(s_bounded, free), 1e-5)
 
 
+@pytest.mark.parametrize(("share", "full"), [(0.0, 0), (0.1, 1), (0.5, 3), (1.0, 6)])  # of 6 images, rounded up
 @few
-@given(seeds, st.sampled_from((0.0, 0.1, 0.5, 1.0)))
-def test_finetuning_adds_the_cross_entropy_of_the_sampled_pass_and_of_a_share_of_full_passes(seed, share):
+@given(seed=seeds)
+def test_finetuning_adds_the_cross_entropy_of_the_sampled_pass_and_of_a_share_of_full_passes(share, full, seed):
     model, (x, y) = ready("finetune", seed % 100), batch(seed=seed)
     s_bounded, u, _ = draws(model, x, seed=seed)
-    full = {0.0: 0, 0.1: 1, 0.5: 3, 1.0: 6}[share]  # of 6 images, rounded up
     inputs, targets = torch.cat([x, x[:full]]), torch.cat([y, y[:full]])
     logits = copy.deepcopy(model).resnet(inputs, torch.cat([u, torch.ones(full, 3)]), execute="sparse")
     loss, seen = step(model, x, y, seed=seed, joint=True, full_share=share)
@@ -146,11 +148,55 @@ def test_a_fixed_policys_step_is_cross_entropy_under_it():
     assert_same(fixed_policy_step(model, x, y)[0], expected, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("stage", "logits_of", "step_of"),
+    [
+        ("pretrain", lambda model, x: model.resnet(x), lambda model, x, y: pretrain_step(model, x, y, 0.0, None)),
+        ("curriculum", lambda model, x: model.classifier(model.policy.embed(x)), warm_step),
+        ("finetune", lambda model, x: model.resnet(x, model.policy.u, "sparse"), fixed_policy_step),
+    ],
+)
+def test_a_step_says_which_predictions_are_right(stage, logits_of, step_of):
+    model, (x, _) = ready(stage, fixed=[1.0, 0.0, 1.0] if step_of is fixed_policy_step else None), batch()
+    y = logits_of(copy.deepcopy(model), x).argmax(1)
+    y[1::2] = (y[1::2] + 1) % 5
+    assert step_of(model, x, y)[1]["correct"].tolist() == [True, False] * 3
+
+
 def test_what_is_right_under_a_policy_equals_one_image_at_a_time():
     model, (x, y) = pair(), batch(30)
     u = policies(30, 3).float()
     one_by_one = [bool(model.resnet(x[i : i + 1], u[i]).argmax() == y[i]) for i in range(30)]
     assert correct_under(model.resnet, x, y, u).tolist() == one_by_one
+
+
+# ---------------------------------------------------------------------------------- laws: what a step computes
+def met(model, run):
+    """How many images all blocks of the ResNet meet while it runs."""
+    counts = []
+    hooks = [b.conv1.register_forward_hook(lambda layer, x, y: counts.append(len(y))) for b in model.resnet.blocks]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
+
+
+@pytest.mark.parametrize(("stage", "full"), [("curriculum", 0), ("finetune", 3)])
+def test_a_policy_step_computes_the_blocks_that_its_samples_and_greedy_policies_keep(stage, full):
+    model, (x, y) = ready(stage), batch()
+    _, u, u_greedy = draws(model, x)
+    computed = met(model, lambda: step(model, x, y, joint=full > 0, full_share=0.5))
+    assert computed == u.sum() + u_greedy.sum() + 3 * full
+
+
+def test_a_pretraining_step_computes_the_blocks_that_its_random_policies_keep():
+    model, (x, y) = ready("pretrain"), batch(12)
+    assert met(model, lambda: pretrain_step(model, x, y, 1.0, rng(4))) == random_policies(12, 3, 1.0, rng(4)).sum() < 36
+
+
+def test_a_fixed_policys_step_computes_the_blocks_that_it_keeps():
+    model, (x, y) = ready("finetune", fixed=[1.0, 0.0, 1.0]), batch()
+    assert met(model, lambda: fixed_policy_step(model, x, y)) == 2 * 6
 
 
 # ---------------------------------------------------------------------------------- laws: what a step leaves alone

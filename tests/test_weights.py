@@ -103,6 +103,15 @@ def test_an_older_agents_classifier_and_value_head_are_ignored():
     assert equal(load_foreign(net, checkpoint), source.policy.state_dict())
 
 
+@pytest.mark.parametrize("name", ["vnet.weight", "features.fc.bias"])
+def test_what_is_ignored_beside_an_agent_is_left_over_beside_a_resnet(name):
+    net, agent = small_resnet(), small_policy_net(3)
+    load_foreign(agent, {**agent.state_dict(), name: torch.zeros(1)})
+    for checkpoint in ({**net.state_dict(), name: torch.zeros(1)}, {"resnet": {**net.state_dict(), name: torch.zeros(1)}}):
+        with pytest.raises(ValueError, match=rf"resnet: 0 tensors missing \[\], 1 left over \['{name}'\]"):
+            load_foreign(net, checkpoint)
+
+
 def test_a_deeper_network_of_bottlenecks_takes_the_authors_names():
     options = dict(segments=(3, 2, 11), widths=(2, 3, 4), family="imagenet", bottleneck=True)  # 11: numbers of two digits
     source, net = small_resnet(seed=1, **options), small_resnet(**options)
