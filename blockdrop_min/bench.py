@@ -6,6 +6,7 @@ alike; medians over the rounds. The full network gets every optimisation that Bl
 
 import copy
 import functools
+import itertools
 import math
 import platform
 import statistics
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from rich.table import Table
 from torch import nn
 
@@ -94,47 +96,47 @@ def plain(net):
 
 
 @torch.inference_mode()
-def inference(model, batches, cost, seconds, with_compile=True):
-    """Measures one batch size: a dict of numbers. batches: [(x prepared, u)]; the policy network runs, and u is what it says.
+def inference(model, batches, side, size, seconds, with_compile=True):
+    """Measures one batch size: a dict of numbers. batches: size -> [(x prepared, u)]; the policy network runs; u is taken.
 
     speedup: over the fastest full network, median over the rounds, with quartiles.    limit: what FLOPs would give.
     """
-    quick, device, size = fast(model), batches[0][0].device, len(batches[0][0])
-    turn = iter(range(10**9))
+    quick, turn = fast(model), itertools.count()
+    drawn, cost = batches(size), resnet_cost(model.resnet, side)
 
     def full(net):
-        return lambda: net(batches[next(turn) % DRAWS][0])
+        return lambda: net(drawn[next(turn) % DRAWS][0])
 
     def blockdrop(pair, **execute):
         def run():
-            x, u = batches[next(turn) % DRAWS]
+            x, u = drawn[next(turn) % DRAWS]
             pair.policy(x)
             pair.resnet(x, u, **execute)
 
         return run
 
-    variants = {"full": full(quick.resnet), "full, readable": full(model.resnet)}
+    variants = {"full": full(model.resnet), "full, fast": full(quick.resnet)}
     if with_compile:
         compiled = torch.compile(plain(quick.resnet.net))
         variants["full, compiled"] = full(lambda x: torch.cat([compiled(piece) for piece in x.split(PIECE)]))
     variants["masked"], variants["sparse"] = blockdrop(model, execute="masked"), blockdrop(model, execute="sparse")
     variants["fast"] = blockdrop(quick)
-    times = take_turns(variants, device, seconds)
+    times = take_turns(variants, drawn[0][0].device, seconds)
     best = min((name for name in times if name.startswith("full")), key=lambda name: statistics.median(times[name]))
     ratios = sorted(a / b for a, b in zip(times[best], times["fast"], strict=True))
     low, speedup, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    ours = torch.cat([cost.of(u) for _, u in batches]).mean().item()
-    if not isinstance(model.policy, FixedPolicy):
-        ours += policy_cost(model.policy, batches[0][0].shape[-1])
-    limit = cost.full / ours
+    looks = 0 if isinstance(model.policy, FixedPolicy) else policy_cost(model.policy, side)
+    limit = cost.full / (torch.cat([cost.of(u) for _, u in drawn]).mean().item() + looks)
     return {
         "batch": size, "rounds": len(ratios), "best full": best, "speedup": speedup, "quartiles": [low, high], "limit": limit,
         "quotient": speedup / limit, "images/s": {name: size / statistics.median(series) for name, series in times.items()},
-        "MiB": {name: peak_memory(variants[name], device) for name in ("full", "fast")},
+        "MiB": {name: peak_memory(variants[name], drawn[0][0].device) for name in ("full, fast", "fast")},
     }  # fmt: skip
 
 
-# ---- training
+# Training
+
+
 class Drawn(nn.Module):
     """A policy network that runs, and says what `u` says: it keeps with 0.95 or with 0.05."""
 
@@ -146,135 +148,129 @@ class Drawn(nn.Module):
         return 0.05 + 0.9 * self.u + 0 * self.policy(x)
 
 
-def dense(net, x, u):
-    """The authors' pass: every block on every image, multiplied by 0 or 1."""
-    x = net.stem(x)
-    for k, block in enumerate(net.blocks):
-        keep, shortcut = u[:, k, None, None, None], block.shortcut(x)
-        x = keep * (shortcut + block.residual(x)).relu() + (1 - keep) * shortcut
-    return net.head(x)
-
-
 def authors_step(model, x, y, free, alpha, beta, gamma, generator, joint=False):
-    """A training step as the authors wrote it: two dense passes, of the sampled and of the greedy policy."""
+    """A training step as the authors wrote it: every block on every image, times 0 or 1, for both policies."""
+
+    def dense(u):
+        maps = model.resnet.stem(x)
+        for block, keep in zip(model.resnet.blocks, u.T[:, :, None, None, None], strict=True):
+            shortcut = block.shortcut(maps)
+            maps = keep * (shortcut + block.residual(maps)).relu() + (1 - keep) * shortcut
+        return model.resnet.head(maps)
+
     s = model.policy(x)
     s_bounded = bound(s, alpha)
     u, u_greedy = force_on(sample(s_bounded, generator), free), force_on(greedy(s.detach()), free)
     with torch.set_grad_enabled(joint):
-        logits = dense(model.resnet, x, u)
+        logits = dense(u)
     with torch.no_grad():
-        R_greedy = reward(u_greedy, dense(model.resnet, x, u_greedy).argmax(1) == y, gamma)
-    A = reward(u, logits.argmax(1) == y, gamma) - R_greedy
+        A = reward(u, logits.argmax(1) == y, gamma) - reward(u_greedy, dense(u_greedy).argmax(1) == y, gamma)
     loss = policy_loss(s_bounded, u, A, free) - beta * entropy(s_bounded, free)
-    return loss + nn.functional.cross_entropy(logits, y) if joint else loss, {}
+    return loss + F.cross_entropy(logits, y) if joint else loss, {}
 
 
-def training(model, u, seconds):
-    """Images/s of training steps on random images, the authors' and ours, over each stage: {stage: {whose: number}}.
+def training(model, u, side, seconds):
+    """Images/s of training steps on random images, the authors' and ours: {stage: {whose: number}}.
 
-    u: [B, K], what the policy ends with. In the curriculum the blocks come under its control from the last to the first;
-    four moments of that, evenly spaced, count alike.
+    u: [B, K], what the policy ends with. The curriculum's number is over four moments, evenly spaced, of handing it the blocks.
     """
-    (B, K), x, y = u.shape, torch.randn(len(u), 3, 32, 32), torch.arange(len(u)) % 10
-    models = {"authors'": BlockDrop(model.resnet, Drawn(model.policy, u))}
-    models["ours"] = copy.deepcopy(models["authors'"]).to(memory_format=torch.channels_last)
-    steps, found = {"authors'": authors_step, "ours": policy_step}, {}
-    for stage, moments in {"curriculum": (1 / 8, 3 / 8, 5 / 8, 7 / 8), "finetune": (1.0,)}.items():
+    (B, K), x, y = u.shape, torch.randn(len(u), 3, side, side, device=u.device), torch.arange(len(u), device=u.device) % 10
+    theirs = BlockDrop(model.resnet, Drawn(model.policy, u)).to(memory_format=torch.contiguous_format)
+    ours, found = copy.deepcopy(theirs).to(memory_format=torch.channels_last), {}
 
-        def step(name, free):
-            images = models[name].prepare(x) if name == "ours" else x
-            models[name].zero_grad()
-            steps[name](models[name], images, y, free, 0.8, 0.1, 2.0, seeded(0), joint=stage == "finetune")[0].backward()  # noqa: B023
+    def run(step, pair, images, free, stage):
+        set_mode(pair, stage)
+        pair.zero_grad()
+        step(pair, images, y, free, 0.8, 0.1, 2.0, seeded(0, device=x.device), joint=stage == "finetune")[0].backward()
 
-        took = dict.fromkeys(models, 0.0)
-        for share in moments:
-            for each in models.values():
-                set_mode(each, stage)
-            runs = {name: functools.partial(step, name, torch.arange(K) >= K - round(share * K)) for name in models}
-            for name, series in take_turns(runs, x.device, seconds).items():
+    for stage, shares in {"curriculum": (1 / 8, 3 / 8, 5 / 8, 7 / 8), "finetune": (1.0,)}.items():
+        took = {"authors'": 0.0, "ours": 0.0}
+        for share in shares:
+            rest = torch.arange(K) >= K - round(share * K), stage
+            steps = {"authors'": functools.partial(run, authors_step, theirs, x, *rest),
+                     "ours": functools.partial(run, policy_step, ours, ours.prepare(x), *rest)}  # fmt: skip
+            for name, series in take_turns(steps, x.device, seconds / len(shares)).items():
                 took[name] += statistics.median(series)
-        found[stage] = {name: B * len(moments) / total for name, total in took.items()}
+        found[stage] = {name: B * len(shares) / total for name, total in took.items()}
     return found
 
 
-# ---- what is printed
+# What is printed
+
+
 def hardware(device):
     """The device by name, with the number of threads on a CPU."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line] if (
-        Path("/proc/cpuinfo").exists()) else [platform.processor()]  # fmt: skip
-    return f"{names[0]}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    info = Path("/proc/cpuinfo")
+    names = [line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    name = torch.cuda.get_device_name() if device.type == "cuda" else [*names, platform.processor()][0]
+    return f"{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 def table(rows, title):
     """The rows of `inference`, a line for each batch size."""
-    names = list(rows[0]["images/s"])
-    shown = Table(title=title)
-    for heading in ("batch", *names, "speed-up", "limit", "quotient", "MiB full, fast"):
-        shown.add_column(heading, justify="right")
+    shown = Table(*(["batch", *rows[0]["images/s"], "speed-up", "limit", "quotient", "MiB full", "fast"]), title=title)
     for row in rows:
-        speeds = [f"{row['images/s'][name]:.1f}" for name in names]
-        memory = "{full:.0f}, {fast:.0f}".format(**row["MiB"])
-        shown.add_row(
-            str(row["batch"]), *speeds, f"{row['speedup']:.2f}", f"{row['limit']:.2f}", f"{row['quotient']:.2f}", memory
-        )
+        numbers = [*row["images/s"].values(), row["speedup"], row["limit"], row["quotient"], *row["MiB"].values()]
+        shown.add_row(str(row["batch"]), *(f"{number:.{1 + (number < 10)}f}" for number in numbers))
     return shown
 
 
-def subject(options, device):
-    """What is measured: (its name, the model, a function size -> [(x prepared, u)] of DRAWS batches, the image size)."""
-    generator = seeded("bench")
-    if options.runs:
-        (run,) = options.runs if len(options.runs) == 1 else (None,)
-        if run is None:
-            raise ValueError(f"--bench measures one run, not {len(options.runs)}")
-        state = read(run)
-        model, settings = restore(state, run).to(device, memory_format=torch.channels_last), Settings(**state["settings"])
-        data = load_data(settings.data, options.data_dir or settings.data_dir, settings.image_size, settings.train_images,
-                         settings.val_images, with_test=True).to(device)  # fmt: skip
-
-        def batches(size):
-            order = torch.randint(len(data.test), (DRAWS * size,), generator=generator)
-            prepared = [model.prepare(centre_crop(x, data.crop)) for x, _ in data.test.batches(size, order)]
-            return [(x, greedy(model.policy(x), model.threshold)) for x in prepared]
-
-        return f"{run}, its own policies", model, batches, data.crop
-    side = options.image_size or (32 if options.family == "cifar" else 224)
-    model = untrained(options.depth, options.family).to(device, memory_format=torch.channels_last)
-    K = model.resnet.num_blocks
-    keep = K / 2 if options.keep is None else options.keep
-    synthetic_policies(1, K, keep, generator)
+def batches_of_run(model, settings, data_dir):
+    """A function size -> DRAWS batches (x prepared, u) of test images, with the policies that the model gives them."""
+    data = load_data(settings.data, data_dir or settings.data_dir, settings.image_size, settings.train_images,
+                     settings.val_images, with_test=True).to(model.mean.device)  # fmt: skip
 
     def batches(size):
-        x = torch.randn(DRAWS, size, 3, side, side, generator=generator).to(device)
-        return [(model.prepare(part), synthetic_policies(size, K, keep, generator).to(device)) for part in x]
+        order = torch.randint(len(data.test), (DRAWS * size,), generator=seeded("bench"))
+        prepared = [model.prepare(centre_crop(x, data.crop)) for x, _ in data.test.batches(size, order)]
+        return [(x, greedy(model.policy(x), model.threshold)) for x in prepared]
 
-    return f"ResNet-{options.depth}, untrained, {keep:g} of {K} blocks kept, random per image", model, batches, side
+    return batches, data.crop
+
+
+def batches_drawn(model, side, keep):
+    """The same of random images and random policies that keep `keep` blocks."""
+    generator, K = seeded("bench"), model.resnet.num_blocks
+    synthetic_policies(1, K, keep, generator)  # raises ValueError at once
+
+    def batches(size):
+        x = torch.randn(DRAWS, size, 3, side, side, generator=generator).to(model.mean.device)
+        return [(model.prepare(part), synthetic_policies(size, K, keep, generator).to(part.device)) for part in x]
+
+    return batches, side
 
 
 def bench(options, device, console):
     """`evaluate.py --bench`: measures, prints, and gives what --json writes. Raises ValueError on bad options."""
-    sizes = options.batches or [1, 8, 64, 256, *([1024] if device.type == "cuda" else [])]
+    sizes = options.batches or ([64] if options.train else [1, 8, 64, 256, *([1024] if device.type == "cuda" else [])])
     if min(sizes) < 1 or not options.seconds >= 0 or (options.image_size is not None and options.image_size < 1):
         raise ValueError("--batches and --image-size must be at least 1, and --seconds at least 0")
-    name, model, batches, side = subject(options, device)
-    title, cost = f"{name}; {hardware(device)}", resnet_cost(model.resnet, side)
+    if len(options.runs) > 1:
+        raise ValueError(f"--bench measures one run, not {len(options.runs)}")
+    if options.runs:
+        state = read(options.runs[0])
+        name, model = f"{options.runs[0]}, its own policies", restore(state, options.runs[0])
+        model = model.to(device, memory_format=torch.channels_last)
+        batches, side = batches_of_run(model, Settings(**state["settings"]), options.data_dir)
+    else:
+        model = untrained(options.depth, options.family).to(device, memory_format=torch.channels_last)
+        K = model.resnet.num_blocks
+        keep = K / 2 if options.keep is None else options.keep
+        name = f"ResNet-{options.depth}, untrained, {keep:g} of {K} blocks kept, random per image"
+        batches, side = batches_drawn(model, options.image_size or (32 if options.family == "cifar" else 224), keep)
+    found, title = {"hardware": hardware(device), "subject": name}, f"{name}; {hardware(device)}"
     if options.train:
-        with torch.inference_mode(False):
-            size = (options.batches or [64])[0]
-            found = training(model, batches(size)[0][1], options.seconds)
-        for stage, speed in found.items():
+        found |= {"batch": sizes[0], "training": training(model, batches(sizes[0])[0][1], side, options.seconds)}
+        for stage, speed in found["training"].items():
             ours, theirs = speed["ours"], speed["authors'"]
-            console.print(f"{stage}, batch {size}: {ours:.1f} images/s, authors' step {theirs:.1f}: x {ours / theirs:.2f}")
+            console.print(f"{stage}, batch {sizes[0]}: {ours:.1f} images/s, authors' step {theirs:.1f}: x {ours / theirs:.2f}")
         console.print(title)
-        return {"hardware": hardware(device), "subject": name, "batch": size, "training": found}
-    rows = []
+        return found
+    found["rows"] = []
     for size in sizes:
-        with torch.inference_mode():
-            drawn = batches(size)
-        rows.append(inference(model, drawn, cost, options.seconds, not options.no_compile))
-        console.print("batch {}: x {:.2f} (quartiles {:.2f}-{:.2f}) of at most {:.2f}".format(
-            size, rows[-1]["speedup"], *rows[-1]["quartiles"], rows[-1]["limit"]))  # fmt: skip
-    console.print(table(rows, title))
-    return {"hardware": hardware(device), "subject": name, "rows": rows}
+        row = inference(model, batches, side, size, options.seconds, not options.no_compile)
+        found["rows"].append(row)
+        low, high = row["quartiles"]
+        console.print(f"batch {size}: x {row['speedup']:.2f} (quartiles {low:.2f} to {high:.2f}) of at most {row['limit']:.2f}")
+    console.print(table(found["rows"], title))
+    return found
