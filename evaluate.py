@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockdrop_min import pictures
+from blockdrop_min.bench import bench
 from blockdrop_min.checkpoint import read, restore
 from blockdrop_min.data import load_data
 from blockdrop_min.report import compare, rank_correlation, run_policy
@@ -23,13 +24,23 @@ NAMES = {
 
 def make_parser():
     parser = Parser(prog="evaluate.py", description="The results table of one run, or mean ± std over several.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers of the (first) run to this file")
     parser.add_argument(
         "--threshold", type=float, nargs="+", default=[], help="add rows that keep a block where s >= threshold, not 0.5"
     )
     parser.add_argument("--data-dir", help="folder with the data; default: as in training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    timing = parser.add_argument_group("wall-clock time")
+    timing.add_argument("--bench", action="store_true", help="measure images a second, of the run RUN or of an untrained network")
+    timing.add_argument("--train", action="store_true", help="with --bench: measure training steps, ours and the authors'")
+    timing.add_argument("--family", default="cifar", help="without RUN: kind of ResNet, cifar or imagenet")
+    timing.add_argument("--depth", type=int, default=110, help="without RUN: layers of the ResNet")
+    timing.add_argument("--keep", type=float, help="without RUN: blocks that random policies keep on average; default: half")
+    timing.add_argument("--image-size", type=int, help="without RUN: side of the images; default: 32, imagenet 224")
+    timing.add_argument("--batches", type=int, nargs="+", metavar="B", help="batch sizes; default: 1 8 64 256, GPU also 1024")
+    timing.add_argument("--seconds", type=float, default=20, help="measure each batch size for about this long")
+    timing.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     return parser
 
 
@@ -128,6 +139,13 @@ def main(arguments=None):
     console, groups = Console(highlight=False, width=None if sys.stdout.isatty() else 120), {}
     try:
         device = choose_device(options.device)
+        if options.bench:
+            found = bench(options, device, console)
+            if options.json:
+                Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+            return 0
+        if not options.runs or options.train:
+            raise ValueError("name a run's folder, or measure an untrained network with --bench")
         for run in options.runs:
             settings, data, results = evaluate(run, options.data_dir, device, options.threshold)
             groups.setdefault(str({**vars(settings), "seed": 0}), {})[run] = (settings, data, results)

@@ -103,6 +103,13 @@ def put(x, index, images):
     return x.permute(0, 2, 3, 1).index_copy(0, index, images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def run_blocks(blocks, x, keep, run):
+    """Some blocks one after the other. keep: [B, len(blocks)] bool, on the CPU.    run: `run_masked` or `run_sparse`."""
+    for block, kept in zip(blocks, keep.unbind(1), strict=True):
+        x = run(block, x, kept)
+    return x
+
+
 class MaskedResNet(nn.Module):
     """A ResNet that runs, for each image, the blocks that the image's policy keeps.
 
@@ -164,10 +171,7 @@ class MaskedResNet(nn.Module):
             raise ValueError(f'execute is {execute!r}; it must be "masked" or "sparse"')
         run = run_masked if execute == "masked" else run_sparse
         keep = check_policy(u, len(x), self.num_blocks)  # [B, K]
-        x = self.stem(x)
-        for k, block in enumerate(self.blocks):
-            x = run(block, x, keep[:, k])
-        return self.head(x)
+        return self.head(run_blocks(self.blocks, self.stem(x), keep, run))
 
 
 def check_policy(u, num_images, num_blocks):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from .curriculum import force_on
 from .policy import bound, entropy, greedy, policy_loss, sample
+from .resnet import check_policy, run_blocks, run_sparse, take
 from .reward import reward
 
 
@@ -50,12 +51,27 @@ def warm_step(model, x, y):
 
 def correct_under(resnet, x, y, u):
     """Which predictions are right under the policies u [B, K]: [B] bool. Leaves no trace: eval mode, no gradient."""
+    return correct_under_both(resnet, x, y, u, u)[0]
+
+
+@torch.no_grad()
+def correct_under_both(resnet, x, y, u, v):
+    """`correct_under` two policies u and v [B, K], in one pass that runs once what they share.
+
+    That is the blocks before the first one in which any image's policies differ (in the curriculum, those that are forced
+    on), and all blocks for images whose policies agree.    Returns two [B] bool.
+    """
     training = resnet.training
     resnet.eval()
-    with torch.no_grad():
-        correct = resnet(x, u, execute="sparse").argmax(1) == y
+    u, v = (check_policy(policy, len(x), resnet.num_blocks) for policy in (u, v))
+    first = int((u == v).all(0).long().cumprod(0).sum())  # blocks before the first difference
+    twice = (u != v).any(1).nonzero()[:, 0]  # images
+    x = run_blocks(resnet.blocks[:first], resnet.stem(x), u[:, :first], run_sparse)
+    x = torch.cat([x, take(x, twice.to(x.device))])
+    x = run_blocks(resnet.blocks[first:], x, torch.cat([u, v[twice]])[:, first:], run_sparse)
+    correct_u, differs = (resnet.head(x).argmax(1) == torch.cat([y, y[twice]])).split([len(y), len(twice)])
     resnet.train(training)
-    return correct
+    return correct_u, correct_u.index_copy(0, twice.to(x.device), differs)
 
 
 def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, full_share=0.0):
@@ -71,15 +87,15 @@ def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, f
     u = force_on(sample(s_bounded, generator), free)
     u_greedy = force_on(greedy(s.detach()), free)
 
-    R_greedy = reward(u_greedy, correct_under(model.resnet, x, y, u_greedy), gamma)  # [B]
     if joint:
+        correct_greedy = correct_under(model.resnet, x, y, u_greedy)  # [B]
         full = math.ceil(full_share * len(x))  # images that pass a second time, with all blocks on
         targets, policies = torch.cat([y, y[:full]]), torch.cat([u, torch.ones_like(u[:full])])
         logits = model.resnet(torch.cat([x, x[:full]]), policies, execute="sparse")
         correct = logits[: len(x)].detach().argmax(1) == y
     else:
-        correct = correct_under(model.resnet, x, y, u)
-    R = reward(u, correct, gamma)
+        correct, correct_greedy = correct_under_both(model.resnet, x, y, u, u_greedy)
+    R, R_greedy = reward(u, correct, gamma), reward(u_greedy, correct_greedy, gamma)
     A = R - R_greedy  # self-critical: is it better than what the policy does by itself?
 
     loss = policy_loss(s_bounded, u, A, free) - beta * entropy(s_bounded, free)

@@ -15,6 +15,7 @@ from blockdrop_min import bound, entropy, force_on, greedy, policy_loss, sample
 from blockdrop_min.settings import Settings
 from blockdrop_min.training import (
     correct_under,
+    correct_under_both,
     fixed_policy_step,
     policy_step,
     pretrain_step,
@@ -240,6 +241,32 @@ def test_the_greedy_pass_of_finetuning_sends_no_gradient():
     alone = copy.deepcopy(model).resnet
     loss = F.cross_entropy(alone(x, draws(model, x)[1], execute="sparse"), y)
     assert_same(gradients(step(model, x, y, joint=True)[0], model.resnet), gradients(loss, alone), 1e-6)
+
+
+def two_policies(B, K, seed, shared, differ):
+    """u and v [B, K] that agree in the first `shared` blocks, and elsewhere in some images."""
+    u, v = policies(B, K, seed), policies(B, K, seed + 1)
+    alike = (torch.arange(K) < shared) | (policies(B, 1, seed + 2, keep=differ) == 0)
+    return u, torch.where(alike, u, v)
+
+
+@given(seeds, st.integers(1, 7), st.integers(0, 5), st.sampled_from((0.0, 0.4, 1.0)))
+def test_what_is_right_under_two_policies_is_what_is_right_under_each(seed, B, shared, differ):
+    model, (x, y) = pair((2, 1, 2), seed=seed % 5), batch(B, seed=seed)
+    model.double()
+    u, v = two_policies(B, 5, seed, shared, differ)
+    for found, policy in zip(correct_under_both(model.resnet, x.double(), y, u, v), (u, v), strict=True):
+        assert torch.equal(found, model.resnet(x.double(), policy).argmax(1) == y)
+
+
+def test_what_two_policies_share_runs_once():
+    model, (x, y), images = pair((2, 1, 2)), batch(4), []
+    for block in model.resnet.blocks:
+        block.conv1.register_forward_hook(lambda _, inputs, output: images.append(len(output)))
+    u, v = torch.ones(4, 5), torch.ones(4, 5)
+    u[0, 3] = 0  # the first image's policies part behind three blocks, the others' never
+    correct_under_both(model.resnet, x, y, u, v)
+    assert images == [4, 4, 4, 4, 5]
 
 
 def test_the_policy_network_looks_once_at_each_image_of_a_step():

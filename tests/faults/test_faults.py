@@ -146,7 +146,7 @@ FAULTS = {
     ),
     "images put back in another order": Fault("resnet", SPARSE, "return put(shortcut, index.flip(0), kept)", "resnet::masked_is_sparse"),
     "dropped images run": Fault("resnet", "index = keep.nonzero()", "index = (~keep).nonzero()", "resnet::a_batch_is_a_slow_loop_over_images_and_blocks_with_an_if"),
-    "policies counted from the last block": Fault("resnet", "keep[:, k]", "keep[:, -1 - k]", "resnet::dropping_a_block_is_a_network_built_without_it"),
+    "policies counted from the last block": Fault("resnet", "keep.unbind(1)", "keep.flip(1).unbind(1)", "resnet::dropping_a_block_is_a_network_built_without_it"),
     "no ReLU after the sum": Fault(
         "resnet", "kept = F.relu(take(shortcut, index) + block.residual(take(x, index)))", "kept = take(shortcut, index) + block.residual(take(x, index))", "resnet::masked_is_sparse"
     ),
@@ -159,9 +159,12 @@ FAULTS = {
     # Training
     "baseline from the sampled policy": Fault(
         "training",
-        "reward(u_greedy, correct_under(model.resnet, x, y, u_greedy), gamma)",
-        "reward(u, correct_under(model.resnet, x, y, u), gamma)",
+        "reward(u_greedy, correct_greedy, gamma)",
+        "reward(u, correct, gamma)",
         "training::rewards_and_advantages_equal_a_loop_over_images",
+    ),
+    "two policies share one block too many": Fault(
+        "training", "long().cumprod(0).sum())", "long().cumprod(0).sum()) + 1", "training::what_two_policies_share_runs_once"
     ),
     "advantage with the wrong sign": Fault("training", "A = R - R_greedy", "A = R_greedy - R", "training::rewards_and_advantages_equal_a_loop_over_images"),
     "advantage relative to the mean of the batch": Fault(
@@ -189,7 +192,7 @@ FAULTS = {
         "training", "loss = loss + F.cross_entropy(logits, targets)", "loss = loss + 0", "training::finetuning_adds_the_cross_entropy_of_the_sampled_pass_and_of_a_share_of_full_passes"
     ),
     "argmax over the batch": Fault(
-        "training", 'execute="sparse").argmax(1) == y\n    resnet', 'execute="sparse").argmax(0)[0] == y\n    resnet', "training::what_is_right_under_a_policy_equals_one_image_at_a_time"
+        "training", "resnet.head(x).argmax(1) ==", "resnet.head(x).argmax(0)[0] ==", "training::what_is_right_under_a_policy_equals_one_image_at_a_time"
     ),
     # Data, cost and measuring
     "labels shuffled against images": Fault(
