@@ -453,6 +453,12 @@ def test_an_unknown_family_is_refused():
         resnet(20, 10, "mnist")
 
 
+@pytest.mark.parametrize("widths", [(3,), (3, 4, 5)])
+def test_segments_and_widths_must_be_as_many(widths):
+    with pytest.raises(ValueError, match="zip"):
+        small_resnet((1, 1), widths)
+
+
 @pytest.mark.parametrize("classes", [0, -1])
 def test_no_classes_are_refused(classes):
     with pytest.raises(ValueError, match=f"num_classes is {classes}; it must be at least 1"):

@@ -202,7 +202,7 @@ FAULTS = {
         "data", "train.subset(order[val_images:])", "train.subset(order)", "data::the_split_is_disjoint_and_covers_the_training_set"
     ),
     "all images of a batch flipped alike": Fault(
-        "data", "torch.where(draw(2) == 1,", "torch.where(draw(2)[:1] == 1,", "data::every_image_of_a_batch_is_moved_by_draws_of_its_own"
+        "data", "torch.where(flip[:, None] < 0.5,", "torch.where(flip[:1, None] < 0.5,", "data::every_image_of_a_batch_is_moved_by_draws_of_its_own"
     ),
     "augmentation on the validation set": Fault(
         "report", "model.prepare(centre_crop(x, crop))", "model.prepare(centre_crop(x, crop).flip(3))", "report::running_the_policy_equals_one_image_at_a_time_through_the_model"
@@ -232,8 +232,9 @@ def run_law(name, folder):
     sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT)))]
     file, test = fault.law.split("::")
     output = io.StringIO()
+    options = ["-q", "-p", "no:cacheprovider", "--tb=line", "--hypothesis-profile=faults"]
     with redirect_stdout(output), redirect_stderr(output):
-        code = pytest.main(["-q", "-p", "no:cacheprovider", "--tb=line", f"tests/test_{file}.py::test_{test}"])
+        code = pytest.main([*options, f"tests/test_{file}.py::test_{test}"])
     shutil.rmtree(copy)
     return int(code), output.getvalue()
 
