@@ -1,6 +1,7 @@
 """The results of finished runs: the table, its JSON, and the pictures. The one place that reads the test set."""
 
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -145,7 +146,9 @@ def main(arguments=None):
                 Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
             return 0
         if not options.runs or options.train:
-            raise ValueError("name a run's folder, or measure an untrained network with --bench")
+            raise ValueError("name a run's folder, or measure wall-clock time with --bench (--train needs it, too)")
+        if not all(map(math.isfinite, options.threshold)):
+            raise ValueError(f"--threshold is {options.threshold}; each must be a number")
         for run in options.runs:
             settings, data, results = evaluate(run, options.data_dir, device, options.threshold)
             groups.setdefault(str({**vars(settings), "seed": 0}), {})[run] = (settings, data, results)

@@ -25,7 +25,7 @@ from blockdrop_min.training import fixed_policy_step, policy_step, pretrain_step
 from blockdrop_min.weights import load_state, read_file
 
 MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "epochs_per_checkpoint", "device",
-              "workers"}  # when a run goes on  # fmt: skip
+              "workers", "data_dir"}  # when a run goes on  # fmt: skip
 
 
 # Setting up
@@ -64,7 +64,7 @@ def make_model(settings, data, state, out):
         torch.nn.init.constant_(model.policy.logit.bias, settings.keep_bias)
     if settings.resnet:
         load_foreign(model.resnet, settings.resnet)
-    if settings.policy_start:
+    if settings.policy_start and settings.policy == "learned":
         model.policy.start_from(read_file(settings.policy_start))
     return model
 
@@ -76,10 +76,10 @@ def make_optimizer(model, stage, settings):
     return torch.optim.Adam(model.parameters(), getattr(settings, f"{stage}_lr"))  # what is frozen has no gradient
 
 
-def learning_rate(schedule, progress):
+def learning_rate(schedule, stage, progress):
     """The factor on the learning rate at this share of a stage's steps."""
-    if schedule == "step":
-        return 1.0 if progress < 0.8 else 0.1
+    if schedule == "step":  # authors' code
+        return 0.1 if stage == "finetune" and progress >= 0.8 else 1.0
     warm = 0.2
     return progress / warm if progress < warm else 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
 
@@ -103,8 +103,10 @@ def take_step(model, stage, settings, x, y, free, progress, generator):
 
 def free_in(stage, epoch, settings, num_blocks):
     """Which blocks the policy decides on in this epoch: none before the curriculum and in its warm start, then its own."""
-    if stage != "curriculum" or epoch < settings.warm_epochs:
-        return torch.full((num_blocks,), stage == "finetune")
+    if stage == "finetune":
+        return torch.ones(num_blocks, dtype=torch.bool)
+    if stage == "pretrain" or epoch < settings.warm_epochs:
+        return torch.zeros(num_blocks, dtype=torch.bool)
     opening = math.ceil(settings.free_by * (settings.curriculum_epochs - settings.warm_epochs))
     return free_blocks(epoch - settings.warm_epochs, num_blocks, opening or None)
 
@@ -151,7 +153,7 @@ def train_one_epoch(model, optimizer, data, state, settings, log, asked):
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
             generator = draws("policies", K + 2 if stage == "pretrain" else K)
             loss, seen = take_step(model, stage, settings, x, y, free, progress, generator)
-        update(model, optimizer, loss, getattr(settings, f"{stage}_lr") * learning_rate(settings.schedule, progress),
+        update(model, optimizer, loss, getattr(settings, f"{stage}_lr") * learning_rate(settings.schedule, stage, progress),
                weight=len(x) / images)  # fmt: skip
         seen |= {"loss": loss.detach() * len(x), "images": torch.ones_like(y)}
         sums = total(torch.stack([value.float().sum() for value in seen.values()])).tolist()
@@ -188,7 +190,7 @@ def finish_epoch(model, data, state, settings):
 def train(model, data, state, settings, out, log):
     """All stages, each from where `state` stands, with checkpoints on the way, at a stage's end and when stopped."""
 
-    def keep(optimizer):
+    def checkpoint(optimizer):
         networks = {name: network.state_dict() for name, network in model.named_children()}
         state.update(networks, optimizer=optimizer.state_dict())
         if rank() == 0:
@@ -208,14 +210,14 @@ def train(model, data, state, settings, out, log):
                 try:
                     train_one_epoch(model, optimizer, data, state, settings, log, asked)
                 except Stop:
-                    keep(optimizer)
+                    checkpoint(optimizer)
                     raise
                 except FloatingPointError as problem:
                     place = f"{stage}, epoch {state['epoch'] + 1}, step {state['step']}"
                     raise FloatingPointError(f"{problem} in {place}; try a smaller --{flag(f'{stage}_lr')}") from None
                 log.row(finish_epoch(model, data, state, settings))
                 if state["epoch"] % settings.epochs_per_checkpoint == 0 or state["epoch"] == epochs:
-                    keep(optimizer)
+                    checkpoint(optimizer)
             if stage == "pretrain" and rank() == 0:
                 write_safely(out / "resnet.pt", model.resnet.state_dict())
 
@@ -233,9 +235,9 @@ def run(settings, out, changed, device, command):
         raise ValueError(f"{out} was trained on the classes {state['classes']}, but the data has {data.classes}")
     for stage in settings.stage_list:
         batch = getattr(settings, f"{stage}_batch")
-        if 0 < len(data.train) % batch < processes() or batch < processes():
-            raise ValueError(f"--{flag(f'{stage}_batch')} is {batch}; of {len(data.train)} images, it leaves a last step "
-                             f"of {len(data.train) % batch}, too few for {processes()} processes")  # fmt: skip
+        if 0 < (last := len(data.train) % batch) < processes() or batch < processes():
+            raise ValueError(f"--{flag(f'{stage}_batch')} is {batch}: {processes()} processes cannot share it, or not the last "
+                             f"step of {last} from {len(data.train)} images; try another size")  # fmt: skip
     model = make_model(settings, data, state, out)
     data, model = data.to(device), model.to(device, memory_format=torch.channels_last)
     fresh = {"stage": settings.stage_list[0], "epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "optimizer": None, "metrics": []}
@@ -244,6 +246,8 @@ def run(settings, out, changed, device, command):
     if rank() == 0:
         write_safely(out / "settings.json", json.dumps(asdict(settings), indent=1).encode())
         save_metrics(out, state["metrics"])  # which a killed run may have left one save behind its checkpoint
+    if processes() > 1:
+        command = command.replace("python", f"torchrun --nproc_per_node={processes()}", 1)
     with Log(quiet=rank() > 0) as log:
         log.say(f"preset {settings.preset}, changed: {changed or 'nothing'}; seed {settings.seed}; folder {out}")
         log.say(f"{device}, {processes()} process(es), {torch.get_num_threads()} threads; "

@@ -23,7 +23,7 @@ from .checkpoint import read, restore
 from .cost import policy_cost, resnet_cost
 from .curriculum import force_on
 from .data import centre_crop, load_data, seeded
-from .fast import PIECE, fast
+from .fast import fast, piece_size
 from .model import BlockDrop, FixedPolicy
 from .policy import bound, entropy, greedy, policy_loss, policy_net, sample
 from .resnet import resnet
@@ -120,7 +120,7 @@ def inference(model, batches, side, size, seconds, with_compile=True):
     variants = {"full": full(model.resnet), "full, fast": full(quick.resnet)}
     if with_compile:
         compiled = torch.compile(plain(quick.resnet.net))
-        variants["full, compiled"] = full(lambda x: torch.cat([compiled(piece) for piece in x.split(PIECE)]))
+        variants["full, compiled"] = full(lambda x: torch.cat([compiled(piece) for piece in x.split(piece_size(x))]))
     variants["masked"], variants["sparse"] = blockdrop(model, execute="masked"), blockdrop(model, execute="sparse")
     variants["fast"] = blockdrop(quick)
     times = take_turns(variants, drawn[0][0].device, seconds)
@@ -172,7 +172,7 @@ def authors_step(model, x, y, free, alpha, beta, gamma, generator, joint=False):
 
 
 def training(model, u, side, seconds):
-    """Images/s of training steps on random images, the authors' and ours: {stage: {whose: number}}.
+    """Images/s of training steps on random images, without the optimizer's, the authors' and ours: {stage: {whose: number}}.
 
     u: [B, K], what the policy ends with. The curriculum's number is over four moments, evenly spaced, of handing it the blocks.
     """
@@ -247,6 +247,8 @@ def bench(options, device, console):
     sizes = options.batches or ([64] if options.train else [1, 8, 64, 256, *([1024] if device.type == "cuda" else [])])
     if min(sizes) < 1 or not options.seconds >= 0 or (options.image_size is not None and options.image_size < 1):
         raise ValueError("--batches and --image-size must be at least 1, and --seconds at least 0")
+    if options.train and min(sizes) < 2:
+        raise ValueError("--train needs --batches of at least 2: BatchNorm in training mode cannot take one image")
     if len(options.runs) > 1:
         raise ValueError(f"--bench measures one run, not {len(options.runs)}")
     if options.runs:
@@ -261,6 +263,8 @@ def bench(options, device, console):
         name = f"ResNet-{options.depth}, untrained, {keep:g} of {K} blocks kept, random per image"
         batches, side = batches_drawn(model, options.image_size or (32 if options.family == "cifar" else 224), keep)
     found, title = {"hardware": hardware(device), "subject": name}, f"{name}; {hardware(device)}"
+    if options.train and isinstance(model.policy, FixedPolicy):
+        raise ValueError(f"{name}: a fixed policy does not learn, so --train has nothing to measure")
     if options.train:
         found |= {"batch": sizes[0], "training": training(model, batches(sizes[0])[0][1], side, options.seconds)}
         for stage, speed in found["training"].items():

@@ -6,8 +6,8 @@ import torch
 def free_blocks(epoch, num_blocks, epochs=None):
     """Which blocks the policy decides on in this 0-based epoch; the others are forced on.
 
-    The last min(epoch + 1, K) blocks are free (paper). With `epochs`, the curriculum's length, as many a time as it
-    takes for all to be free in its last epoch: the last ceil(K (epoch + 1) / epochs), at most K.
+    The last min(epoch + 1, K) blocks are free (paper). With `epochs`, the curriculum's length, they are freed evenly
+    over it: the last ceil(K (epoch + 1) / epochs), at most K.
     Returns [K] bool.    Raises ValueError if epoch < 0, num_blocks < 1 or epochs < 1.
     """
     if epoch < 0 or num_blocks < 1 or (epochs is not None and epochs < 1):

@@ -18,6 +18,11 @@ from .resnet import MaskedResNet, check_policy, take
 PIECE = 32  # images that pass together on a CPU
 
 
+def piece_size(x):
+    """Images of x [B, 3, H, W] that pass together."""
+    return PIECE if x.device.type == "cpu" else max(1, len(x))
+
+
 def fold(module):
     """Each BatchNorm of a module in eval mode into the convolution before it, in place."""
     before = None
@@ -54,7 +59,7 @@ class FastResNet(nn.Module):
     def forward(self, x, u=None, execute="sparse"):
         """x: [B, 3, H, W].    u: [B, K], [K] or None, as in `MaskedResNet.forward`.    Returns logits [B, C]."""
         keep = check_policy(u, len(x), self.num_blocks)  # [B, K]
-        size = PIECE if x.device.type == "cpu" else max(1, len(x))
+        size = piece_size(x)
         return torch.cat([self.run(*part) for part in zip(x.split(size), keep.split(size), strict=True)])
 
     def run(self, x, keep):
@@ -67,7 +72,7 @@ class FastResNet(nn.Module):
 
 
 def fast(model):
-    """A snapshot of a `BlockDrop`, `MaskedResNet` or `PolicyNet` for inference: the same call, the same results.
+    """A snapshot of a `BlockDrop`, `MaskedResNet` or `PolicyNet` for inference: the same call, the same results to rounding.
 
         model = fast(load("runs/demo"))
         logits, u = model(images)

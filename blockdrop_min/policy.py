@@ -37,9 +37,10 @@ class PolicyNet(nn.Module):
         Raises ValueError, and changes nothing, if a tensor is missing or has another shape.
         """
         own = self.features.state_dict()
-        state = {name: resnet18.get(name, t if name.endswith("num_batches_tracked") else None) for name, t in own.items()}
+        theirs = resnet18 if isinstance(resnet18, dict) else {}
+        state = {name: theirs.get(name, t if name.endswith("num_batches_tracked") else None) for name, t in own.items()}
         for name, tensor in state.items():
-            if tensor is None or tensor.shape != own[name].shape:
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != own[name].shape:
                 raise ValueError(f"the policy network cannot start here: {name} is missing or not {list(own[name].shape)}")
         self.features.load_state_dict(state)
 

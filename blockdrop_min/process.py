@@ -4,7 +4,7 @@ Data-parallel training, `torchrun --nproc_per_node=N train.py ...`: every proces
 the random numbers that one process alone would draw for those images. Gradients are averaged over the images of the whole
 batch, so that a step is that of one process. BatchNorm in training mode sees the images of its process, as in
 DistributedDataParallel; its running statistics are averaged after every step. Rewards and advantages are per image and need
-nothing. All processes hold the same bits after every step; the first alone prints, validates on the test set and writes.
+nothing. All processes hold the same bits after every step; all validate, and the first alone prints and writes.
 """
 
 import os

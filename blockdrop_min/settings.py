@@ -4,6 +4,7 @@ The defaults are the preset `demo`. A flag of train.py exists for each field, ma
 """
 
 import argparse
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Settings:
     finetune_gamma: float = option(6.0, "penalty of a wrong prediction in finetuning's reward", 0)
     full_share: float = option(0.25, "share of each finetuning batch also trained on with all blocks on (paper: 0)", 0, 1)
     schedule: str = option(
-        "cosine", "learning rate: cosine to 0 after a warm-up, or step (x 0.1 at 80 %)", choices=("cosine", "step")
+        "cosine", "learning rate: cosine to 0 after a warm-up, or step (finetuning: x 0.1 at 80 %)", choices=("cosine", "step")
     )
     # Policy gradient
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
@@ -77,7 +78,7 @@ class Settings:
             value, low, high, choices = getattr(self, f.name), *(f.metadata[key] for key in ("low", "high", "choices"))
             if choices and value not in choices:
                 raise ValueError(f"--{flag(f.name)} is {value!r}; choose from {', '.join(choices)}")
-            if (low is not None and not value >= low) or (high is not None and not value <= high):
+            if low is not None and not (low <= value <= (math.inf if high is None else high) and value < math.inf):
                 limit = f"at least {low}" if high is None else f"between {low} and {high}"
                 raise ValueError(f"--{flag(f.name)} is {value}; it must be {limit}")
         bound(0.5, self.alpha)
@@ -85,6 +86,13 @@ class Settings:
         if unknown or self.stage_list != [stage for stage in STAGES if stage in self.stage_list] or not self.stage_list:
             raise ValueError(f"--stages is {self.stages!r}; it must name some of {','.join(STAGES)}, in this order")
         self.fixed_policy(segments_of(self.depth, self.family))
+        if 0 < self.epochs("curriculum") <= self.warm_epochs:
+            raise ValueError(f"--warm-epochs is {self.warm_epochs}; it must be less than --curriculum-epochs, "
+                             f"{self.curriculum_epochs}")  # fmt: skip
+        if not any(self.epochs(stage) for stage in STAGES):
+            raise ValueError(f"--stages is {self.stages!r}, and none of them has an epoch to run")
+        if self.image_size and self.image_size < 8:
+            raise ValueError(f"--image-size is {self.image_size}; it must be 0 or at least 8")
 
     @property
     def stage_list(self):

@@ -218,7 +218,9 @@ def test_only_the_first_process_writes(tmp_path):
 def test_a_last_step_with_too_few_images_for_all_processes_is_refused(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(train, "processes", lambda: 9)
     assert short_run(tmp_path) == 2
-    assert "--pretrain-batch is 32; of 72 images, it leaves a last step of 8, too few for 9" in capfd.readouterr().err
+    assert (
+        "--pretrain-batch is 32: 9 processes cannot share it, or not the last step of 8 from 72 images" in capfd.readouterr().err
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- the lock

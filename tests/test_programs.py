@@ -114,11 +114,12 @@ def test_into_a_pipe_go_plain_lines(finished):
     assert "\x1b" not in finished[1].stdout and "\r" not in finished[1].stdout
 
 
-@pytest.mark.parametrize(
-    "said", ["preset smoke", "'image_size': 16", "seed 0", "cpu", "1 threads", f"torch {torch.__version__}", "torchvision"]
-)
+@pytest.mark.parametrize("said", [
+    "preset smoke", "'image_size': 16", "seed 0",
+    "\ncpu, 1 process(es)", "1 threads", f"torch {torch.__version__}", "torchvision",
+])  # fmt: skip
 def test_a_run_says_what_it_runs_and_where(finished, said):
-    assert said in "".join(finished[1].stdout.splitlines()[:2])
+    assert said in "\n".join(finished[1].stdout.splitlines()[:2])
 
 
 @pytest.mark.parametrize("name", ["full network", "BlockDrop", "FirstK", "RandomK", "DistributeK", "best static"])
@@ -394,7 +395,7 @@ def test_the_last_row_is_the_validation_of_the_checkpoint(finished):
 
 def test_evaluating_changes_nothing_but_the_pictures(run):
     files = {path: data for path, data in contents(run).items() if path.suffix != ".png"}
-    evaluate.main([str(run), "--device", "cpu"])
+    assert evaluate.main([str(run), "--device", "cpu"]) == 0
     assert {path: contents(run)[path] for path in files} == files
 
 
@@ -574,6 +575,7 @@ def test_a_json_file_that_cannot_be_written_is_named(capsys, run):
     assert "found.json" in refused(capsys, run / "metrics.jsonl", evaluate.main, arguments, program="evaluate.py")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--nosuch"], ["run", "--threshold", "x"], ["run", "--threshold", "nan"]])
-def test_a_bad_command_line_of_evaluate_is_refused(capsys, tmp_path, arguments):
-    refused(capsys, tmp_path, evaluate.main, arguments, program="evaluate.py")
+@pytest.mark.parametrize("arguments", [[], ["--nosuch"], ["--threshold", "x"], ["--threshold", "nan"]])
+def test_a_bad_command_line_of_evaluate_is_refused(capsys, run, arguments):
+    run_first = [str(run)] if "--threshold" in arguments else []
+    refused(capsys, run, evaluate.main, [*run_first, *arguments], program="evaluate.py")

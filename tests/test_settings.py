@@ -78,7 +78,7 @@ def test_every_setting_has_a_flag_with_a_help_text(name):
 def test_a_flag_sets_the_setting_of_its_name(name):
     value = {
         "data": "folder", "data_dir": "there", "family": "imagenet", "depth": 18, "policy": "first:2", "stages": "pretrain",
-        "schedule": "step", "alpha": 0.9, "drop": 0.125, "free_by": 0.125, "full_share": 0.125, "device": "cpu",
+        "schedule": "step", "alpha": 0.9, "drop": 0.125, "free_by": 0.125, "full_share": 0.125, "device": "cpu", "image_size": 64,
     }.get(name)  # fmt: skip
     default = getattr(Settings(), name)
     if isinstance(default, bool):
@@ -154,7 +154,8 @@ def test_random_policies_of_different_seeds_differ():
     ("flag", "value", "said"),
     [
         ("preset", "nosuch", "demo"), ("data", "mnist", "shapes"), ("family", "vgg", "imagenet"), ("schedule", "none", "cosine"),
-        ("depth", "33", "33"), ("depth", "2", "2"), ("depth", "-4", "-4"), ("depth", "18", "18"), ("depth", "8.0", "8.0"),
+        ("depth", "33", "33"), ("depth", "2", "depth is 2"), ("depth", "-4", "-4"), ("depth", "18", "18"),
+        ("depth", "8.0", "8.0"),
         ("alpha", "0.5", "(0.5, 1]"), ("alpha", "1.01", "1.01"), ("alpha", "nan", "nan"), ("beta", "-0.1", "at least 0"),
         ("curriculum-gamma", "-1", "at least 0"), ("finetune-gamma", "-1", "at least 0"), ("finetune-gamma", "nan", "nan"),
         ("drop", "1.5", "between 0 and 1"), ("full-share", "-0.1", "between 0 and 1"), ("free-by", "2", "between 0 and 1"),
@@ -165,6 +166,7 @@ def test_random_policies_of_different_seeds_differ():
         ("stages", "pretrain,pretrain", "in this order"), ("pretrain-epochs", "-1", "at least 0"),
         ("finetune-batch", "1", "at least 2"), ("policy-width", "0", "between 1 and 512"), ("val-images", "0", "at least 1"),
         ("seed", "-1", "between 0 and"), ("seed", "x", "invalid int"), ("image-size", "5000", "between 0 and 4096"),
+        ("image-size", "7", "at least 8"), ("curriculum-gamma", "inf", "at least 0"), ("warm-epochs", "5", "less than"),
         ("nosuch", "1", "--nosuch"), ("alph", "0.9", "--alph"),
     ],
 )  # fmt: skip
@@ -182,6 +184,10 @@ def test_the_policy_must_fit_the_depth(capsys):
 def test_the_limits_of_a_range_belong_to_it(name, low, high):
     assert getattr(Settings(**{name: low}), name) == low
     assert getattr(Settings(**{name: high}), name) == high
+
+
+def test_settings_without_an_epoch_to_run_are_refused(capsys):
+    assert "epoch to run" in refusal(capsys, "--stages", "finetune", "--finetune-epochs", "0")
 
 
 def test_a_full_network_is_a_policy_too():

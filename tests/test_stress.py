@@ -54,7 +54,8 @@ def disturbed(out, flags, seconds, chance):
 
 def leftovers(folder):
     """What a finished run leaves but its checkpoints, settings and metrics, by name: pictures, results, resnet.pt."""
-    evaluate.main([str(folder), "--json", str(folder / "found.json")])
+    if evaluate.main([str(folder), "--json", str(folder / "found.json")]) != 0:
+        raise AssertionError("what the run left cannot be evaluated")
     apart = ("checkpoint", "settings", "metrics", ".lock")
     return {path.name: found for path, found in contents(folder).items() if not path.name.startswith(apart)}
 

@@ -108,9 +108,12 @@ def test_a_plain_pretraining_step_is_cross_entropy_of_the_full_network():
 
 
 def test_the_learning_rate_by_hand():
-    cosine = [learning_rate("cosine", progress) for progress in (0, 0.1, 0.2, 0.6, 1)]
+    cosine = [learning_rate("cosine", "finetune", progress) for progress in (0, 0.1, 0.2, 0.6, 1)]
     assert cosine == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-6)
-    assert [learning_rate("step", progress) for progress in (0, 0.79, 0.8, 1)] == [1, 1, 0.1, 0.1]
+    steps = {
+        stage: [learning_rate("step", stage, progress) for progress in (0, 0.79, 0.8, 1)] for stage in ("curriculum", "finetune")
+    }
+    assert steps == {"curriculum": [1, 1, 1, 1], "finetune": [1, 1, 0.1, 0.1]}
 
 
 # ----------------------------------------------------------------------------------------------------- two roads
