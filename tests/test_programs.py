@@ -266,11 +266,18 @@ def test_checkpoints_can_be_rarer_and_change_nothing(finished, tmp_path, monkeyp
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_lines_reach_a_pipe_at_once(tmp_path):
-    flags = command(tmp_path, "--pretrain-epochs=100000")
-    with subprocess.Popen(flags, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline().startswith(b"preset smoke") and process.poll() is None
-        process.kill()
+def test_lines_reach_a_pipe_at_once(tmp_path, monkeypatch):
+    read_end, write_end = os.pipe()
+
+    def act():
+        monkeypatch.setattr(sys, "stdout", open(write_end, "w"))  # noqa: SIM115
+        return short_run(tmp_path, "--pretrain-epochs=100000")
+
+    process = fork(act)
+    with open(read_end) as lines:
+        assert lines.readline().startswith("preset smoke") and os.waitpid(process, os.WNOHANG) == (0, 0)
+    kill(signal.SIGKILL, process)()
+    assert wait(process) == -signal.SIGKILL
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, run, capsys):
