@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 SHARED = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", max_examples=25, **SHARED)
-settings.register_profile("ci", max_examples=15, derandomize=True, **SHARED)
+settings.register_profile("ci", max_examples=10, derandomize=True, **SHARED)
 # For tests/faults: the first failure is enough. To make it smaller takes longer than all examples.
 ONCE = dict(derandomize=True, phases=[Phase.explicit, Phase.generate], **SHARED)
 settings.register_profile("faults", max_examples=15, **ONCE)

@@ -306,22 +306,21 @@ def test_a_second_signal_stops_at_once_and_the_handlers_are_put_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_on_a_terminal_there_is_a_progress_bar_and_the_signal_of_ctrl_c_stops_it(tmp_path):
+def test_on_a_terminal_there_is_a_progress_bar_and_the_signal_of_ctrl_c_stops_it(tmp_path, monkeypatch):
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(command(tmp_path, "--pretrain-epochs=9999"), cwd=ROOT, env={**ENVIRONMENT, "TERM": "xterm"},
-                               stdin=theirs, stdout=theirs, stderr=theirs)  # fmt: skip
-    os.close(theirs)
-    shown, asked = b"", False
-    try:
-        while b"to go on" not in shown:
-            shown += os.read(ours, 4096)
-            if b"3/9999" in shown and not asked:
-                process.send_signal(signal.SIGINT)
-                asked = True
-        assert process.wait(600) == 130
-    finally:
-        process.kill()
-        os.close(ours)
+
+    def act():
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys, "stdout", open(theirs, "w"))  # noqa: SIM115
+        return short_run(tmp_path, "--pretrain-epochs=9999")
+
+    process, shown, asked = fork(act), b"", False
+    while b"to go on" not in shown:
+        shown += os.read(ours, 4096)
+        if b"3/9999" in shown and not asked:
+            kill(signal.SIGINT, process)()
+            asked = True
+    assert wait(process) == 130
     assert "━" in shown.decode(errors="ignore") and b"pretrain 1/9999" in shown and b"left" in shown
 
 
