@@ -4,6 +4,7 @@ Small images live in memory as one uint8 tensor [N, 3, H, W]. `imagenet` is read
 256 x 256 pixels; everything after that is the same. Nothing here normalises: that is in `BlockDrop.prepare`.
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torchvision import datasets, transforms
 
 from .shapes import SHAPES, make_shapes
 
+shapes = functools.lru_cache(2)(make_shapes)  # train.py and the evaluation at its end draw the same ones
 DATA = ("shapes", "cifar10", "cifar100", "folder", "imagenet")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, std
 STREAM_SIZE = 256  # side to which images that are not kept in memory are resized
@@ -94,8 +96,8 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     """
     if name == "shapes":
         size = image_size or 32
-        train, classes = Split(*make_shapes(train_images or 8_000, seed=0, size=size)), tuple(SHAPES)
-        test = Split(*make_shapes(min(2_000, len(train) // 4), seed=1, size=size)) if with_test else None
+        train, classes = Split(*shapes(train_images or 8_000, seed=0, size=size)), tuple(SHAPES)
+        test = Split(*shapes(min(2_000, len(train) // 4), seed=1, size=size)) if with_test else None
     elif name in ("cifar10", "cifar100"):
         train, classes = cifar(name, root, True)
         test = cifar(name, root, False)[0] if with_test else None

@@ -7,6 +7,7 @@ import torch
 from .cost import policy_cost, resnet_cost
 from .curriculum import force_on
 from .data import centre_crop, seeded
+from .fast import fast
 from .model import FixedPolicy
 from .policy import greedy, static_policy
 
@@ -62,7 +63,7 @@ def run_policy(model, split, crop, u=None, free=None, threshold=None):
     """
     model.eval()
     given = None if u is None else u.expand(len(split), -1).to(split.labels.device).split(BATCH)
-    correct, used = [], []
+    resnet, correct, used = fast(model.resnet), [], []
     for i, (x, y) in enumerate(split.batches(BATCH)):
         x = model.prepare(centre_crop(x, crop))
         if given:
@@ -70,7 +71,7 @@ def run_policy(model, split, crop, u=None, free=None, threshold=None):
         else:
             policies = greedy(model.policy(x), model.threshold if threshold is None else threshold)
             policies = policies if free is None else force_on(policies, free)
-        correct.append((model.resnet(x, policies, execute="sparse").argmax(1) == y).cpu())
+        correct.append((resnet(x, policies).argmax(1) == y).cpu())
         used.append(policies.cpu())
     used, cost = torch.cat(used), resnet_cost(model.resnet, crop)
     looks = not given and not isinstance(model.policy, FixedPolicy)
