@@ -34,7 +34,6 @@ def make_parser():
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     timing = parser.add_argument_group("wall-clock time")
     timing.add_argument("--bench", action="store_true", help="measure images a second, of the run RUN or of an untrained network")
-    timing.add_argument("--train", action="store_true", help="with --bench: measure training steps, ours and the authors'")
     timing.add_argument("--family", default="cifar", help="without RUN: kind of ResNet, cifar or imagenet")
     timing.add_argument("--depth", type=int, default=110, help="without RUN: layers of the ResNet")
     timing.add_argument("--keep", type=float, help="without RUN: blocks that random policies keep on average; default: half")
@@ -45,8 +44,8 @@ def make_parser():
     return parser
 
 
-def evaluate(run, data_dir, device, thresholds):
-    """One run, read from its folder and measured on the test set. Returns (settings, state, data, results)."""
+def open_run(run, data_dir, device):
+    """A run's settings, the stage it is in, its model and its data, on the device. ValueError if they do not fit together."""
     state = read(run)
     model, settings = restore(state, run), Settings(**state["settings"])
     data = load_data(settings.data, data_dir or settings.data_dir, settings.image_size, settings.train_images,
@@ -55,9 +54,13 @@ def evaluate(run, data_dir, device, thresholds):
         raise ValueError(
             f"{run} was trained on {len(state['classes'])} classes, but the data has {len(data.classes)}: {data.classes[:5]}"
         )
-    model = model.to(device, memory_format=torch.channels_last)
-    data = data.to(device)
-    if state["stage"] == "pretrain":
+    return settings, state["stage"], model.to(device, memory_format=torch.channels_last), data.to(device)
+
+
+def evaluate(run, data_dir, device, thresholds):
+    """One run, measured on the test set: (settings, data, results)."""
+    settings, stage, model, data = open_run(run, data_dir, device)
+    if stage == "pretrain":
         results = {"full": run_policy(model, data.test, data.crop, torch.ones(model.resnet.num_blocks))}
     elif settings.policy != "learned":
         results = {"full": run_policy(model, data.test, data.crop, torch.ones(model.resnet.num_blocks)),
@@ -141,12 +144,15 @@ def main(arguments=None):
     try:
         device = choose_device(options.device)
         if options.bench:
-            found = bench(options, device, console)
+            if len(options.runs) > 1:
+                raise ValueError(f"--bench measures one run, not {len(options.runs)}")
+            run = open_run(options.runs[0], options.data_dir, device)[2:] if options.runs else None
+            found = bench(options, device, console, run)
             if options.json:
                 Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
             return 0
-        if not options.runs or options.train:
-            raise ValueError("name a run's folder, or measure wall-clock time with --bench (--train needs it, too)")
+        if not options.runs:
+            raise ValueError("name a run's folder, or measure wall-clock time with --bench")
         if not all(map(math.isfinite, options.threshold)):
             raise ValueError(f"--threshold is {options.threshold}; each must be a number")
         for run in options.runs:

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 
@@ -32,9 +31,9 @@ MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs
 
 
 def open_folder(out, settings):
-    """Tries to write to the run's folder and gives the checkpoint to go on from, or None. A damaged one is put aside.
+    """The checkpoint that the run's folder holds to go on from, or None. A damaged one is put aside.
 
-    Raises ValueError if the folder holds a run with other settings, and OSError if it cannot be written to.
+    Raises ValueError if the folder holds a run with other settings.
     """
     mine, state = asdict(settings), read(out) if (out / NAME).exists() or (out / PREVIOUS).exists() else None
     if state:
@@ -43,8 +42,6 @@ def open_folder(out, settings):
                   for name in mine if theirs.get(name) != mine[name] and name not in MAY_CHANGE]  # fmt: skip
         if differ:
             raise ValueError(f"{out} holds a run with other settings ({'; '.join(differ)}); use them, or another --out")
-    with tempfile.TemporaryFile(dir=out) as file:
-        file.write(b"can this folder be written to?")
     if state and "note" in state and rank() == 0 and (out / NAME).exists():
         os.replace(out / NAME, out / DAMAGED)  # or the next save would keep it as the previous one
     return state

@@ -54,6 +54,16 @@ class Result:
         return len(self.u.unique(dim=0))
 
 
+def flops_under(model, u, image_size, looks=True):
+    """FLOPs of each image under the policies u [B, K], the policy network's included if it `looks`: [B] float64.
+
+    A `FixedPolicy` looks at nothing.    Returns them, and the FLOPs of the full network.
+    """
+    cost = resnet_cost(model.resnet, image_size)
+    looks = looks and not isinstance(model.policy, FixedPolicy)
+    return cost.of(u) + (policy_cost(model.policy, image_size) if looks else 0), cost.full
+
+
 @torch.inference_mode()
 def run_policy(model, split, crop, u=None, free=None, threshold=None):
     """The model on all images of a split, under its greedy policy or under a given one. Sets eval mode.
@@ -73,10 +83,8 @@ def run_policy(model, split, crop, u=None, free=None, threshold=None):
             policies = policies if free is None else force_on(policies, free)
         correct.append((resnet(x, policies).argmax(1) == y).cpu())
         used.append(policies.cpu())
-    used, cost = torch.cat(used), resnet_cost(model.resnet, crop)
-    looks = not given and not isinstance(model.policy, FixedPolicy)
-    flops = cost.of(used) + (policy_cost(model.policy, crop) if looks else 0)
-    return Result(torch.cat(correct), used, flops, cost.full)
+    used = torch.cat(used)
+    return Result(torch.cat(correct), used, *flops_under(model, used, crop, looks=not given))
 
 
 def best_static_policy(model, split, crop, start):

@@ -12,9 +12,9 @@ from runs import state_of
 
 import evaluate
 from blockdrop_min import fast
-from blockdrop_min.bench import authors_step, plain, synthetic_policies, take_turns, untrained
+from blockdrop_min.bench import full_network, synthetic_policies, take_turns, untrained
 from blockdrop_min.checkpoint import save
-from blockdrop_min.training import policy_step, set_mode
+from blockdrop_min.shapes import SHAPES
 
 QUICK = ["--bench", "--device", "cpu", "--depth", "8", "--image-size", "16", "--seconds", "0", "--no-compile"]
 
@@ -45,15 +45,7 @@ def test_variants_take_turns_and_their_first_call_does_not_count():
 # ----------------------------------------------------------------------------------------------------- two roads
 def test_the_rivals_that_are_measured_compute_the_same():
     model, x = untrained(8, "cifar"), torch.randn(40, 3, 16, 16)
-    assert_same(plain(fast(model.resnet).net)(x), model.resnet(x), 1e-4)
-
-
-def test_in_the_curriculum_the_authors_step_has_our_loss():
-    model, x, y = untrained(8, "cifar"), torch.randn(6, 3, 16, 16), torch.arange(6)
-    set_mode(model, "curriculum")
-    arguments = x, y, torch.tensor([False, True, True]), 0.8, 0.1, 2.0
-    losses = [step(model, *arguments, torch.Generator().manual_seed(0))[0] for step in (policy_step, authors_step)]
-    assert_same(losses[0], losses[1], 1e-5)
+    assert_same(full_network(fast(model.resnet).net)(x), model.resnet(x), 1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------- programs
@@ -71,18 +63,9 @@ def test_the_bench_of_an_untrained_network_prints_and_writes_what_it_measured(tm
 
 
 def test_the_bench_of_a_run_measures_its_own_policies(tmp_path, capsys):
-    save(tmp_path, state_of(image_size=16)[0])
+    save(tmp_path, {**state_of(image_size=16)[0], "classes": tuple(SHAPES)})
     assert evaluate.main([*QUICK, str(tmp_path), "--batches", "2"]) == 0
     assert "its own policies" in capsys.readouterr().out.replace("\n", " ")
-
-
-def test_the_training_bench_prints_both_stages(tmp_path, capsys):
-    command = [*QUICK, "--train", "--batches", "4", "--json", str(tmp_path / "bench.json")]
-    assert evaluate.main(command) == 0
-    found, printed = json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
-    assert all(f"{stage}, batch 4: " in printed for stage in ("curriculum", "finetune"))
-    assert found["batch"] == 4
-    assert all(speed > 0 for stage in found["training"].values() for speed in stage.values())
 
 
 @pytest.mark.parametrize(
@@ -95,7 +78,6 @@ def test_the_training_bench_prints_both_stages(tmp_path, capsys):
         (["--bench", "--seconds", "nan"], "--seconds"),
         (["--bench", "one", "two"], "one run, not 2"),
         (["--bench", "nowhere"], "nowhere"),
-        (["--train"], "--bench"),
         ([], "--bench"),
     ],
 )

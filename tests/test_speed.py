@@ -1,0 +1,94 @@
+"""A training step of ours against one written as the authors': the same loss, and how much sooner.
+
+`python -m pytest tests/test_speed.py --speed -s` measures it: ResNet-110, batches of 64, 17 of 54 blocks kept in the end.
+"""
+
+import copy
+import functools
+import statistics
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_same
+from torch import nn
+
+from blockdrop_min import BlockDrop, bound, entropy, force_on, greedy, policy_loss, reward, sample
+from blockdrop_min.bench import synthetic_policies, take_turns, untrained
+from blockdrop_min.training import policy_step, set_mode
+
+
+def authors_step(model, x, y, free, alpha, beta, gamma, generator, joint=False):
+    """Every block on every image, times 0 or 1, for both policies."""
+
+    def dense(u):
+        maps = model.resnet.stem(x)
+        for block, keep in zip(model.resnet.blocks, u.T[:, :, None, None, None], strict=True):
+            shortcut = block.shortcut(maps)
+            maps = keep * (shortcut + block.residual(maps)).relu() + (1 - keep) * shortcut
+        return model.resnet.head(maps)
+
+    s = model.policy(x)
+    s_bounded = bound(s, alpha)
+    u, u_greedy = force_on(sample(s_bounded, generator), free), force_on(greedy(s.detach()), free)
+    with torch.set_grad_enabled(joint):
+        logits = dense(u)
+    with torch.no_grad():
+        A = reward(u, logits.argmax(1) == y, gamma) - reward(u_greedy, dense(u_greedy).argmax(1) == y, gamma)
+    loss = policy_loss(s_bounded, u, A, free) - beta * entropy(s_bounded, free)
+    return loss + F.cross_entropy(logits, y) if joint else loss, {}
+
+
+class Drawn(nn.Module):
+    """A policy network that runs, and says what `u` says: it keeps with 0.95 or with 0.05."""
+
+    def __init__(self, policy, u):
+        super().__init__()
+        self.policy, self.u, self.num_blocks = policy, u, policy.num_blocks
+
+    def forward(self, x):
+        return 0.05 + 0.9 * self.u + 0 * self.policy(x)
+
+
+def step(take, model, x, free, stage):
+    """One step without the optimizer's. Returns its loss."""
+    set_mode(model, stage)
+    model.zero_grad()
+    y = torch.arange(len(x)) % 10
+    loss, _ = take(model, x, y, free, 0.8, 0.1, 2.0, torch.Generator().manual_seed(0), joint=stage == "finetune")
+    loss.backward()
+    return loss
+
+
+def rivals(depth, keep, size, side):
+    """(a step of the authors', one of ours): functions (free, stage) -> loss, on the same images and policies."""
+    model = untrained(depth, "cifar")
+    u = synthetic_policies(size, model.resnet.num_blocks, keep, torch.Generator().manual_seed(0))
+    theirs = BlockDrop(model.resnet, Drawn(model.policy, u))
+    ours, x = copy.deepcopy(theirs).to(memory_format=torch.channels_last), torch.randn(size, 3, side, side)
+    return functools.partial(step, authors_step, theirs, x), functools.partial(step, policy_step, ours, ours.prepare(x))
+
+
+def test_in_the_curriculum_the_authors_step_has_our_loss():
+    theirs, ours = rivals(depth=14, keep=3, size=6, side=16)
+    free = torch.arange(6) >= 2
+    assert_same(theirs(free, "curriculum"), ours(free, "curriculum"), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "shares", "least"), [("curriculum", (1 / 8, 3 / 8, 5 / 8, 7 / 8), 1.5), ("finetune", (1.0,), 1.5)]
+)
+def test_our_steps_are_faster_than_the_authors(pytestconfig, stage, shares):
+    if not pytestconfig.getoption("speed"):
+        pytest.skip("minutes, and only on a quiet machine; run with --speed")
+    theirs, ours = rivals(depth=110, keep=17, size=64, side=32)
+    took = {"authors": 0.0, "ours": 0.0}
+    for share in shares:  # moments of a curriculum, evenly spaced, that hands over 54 blocks
+        free = torch.arange(54) >= 54 - round(share * 54)
+        runs = {"authors": functools.partial(theirs, free, stage), "ours": functools.partial(ours, free, stage)}
+        for name, series in take_turns(runs, torch.device("cpu"), seconds=15).items():
+            took[name] += statistics.median(series)
+    speed = {name: 64 * len(shares) / seconds for name, seconds in took.items()}
+    ratio = speed["ours"] / speed["authors"]
+    print(f"\n{stage}: {speed} images a second, x {ratio:.2f}")
+    assert ratio > 1.5
