@@ -212,7 +212,7 @@ FAULTS = {
         "cost", "fixed += chain_cost(block.downsample.children(), size)[0]", "fixed += 0", "cost::the_published_networks_cost_what_the_table_says"
     ),
     "FLOPs without the policy network": Fault(
-        "report", "(policy_cost(model.policy, crop) if looks else 0)", "0", "report::flops_are_those_of_the_kept_blocks_and_of_the_policy_network"
+        "report", "(policy_cost(model.policy, image_size) if looks else 0)", "0", "report::flops_are_those_of_the_kept_blocks_and_of_the_policy_network"
     ),
     "pixels not scaled": Fault("model", "x.float() / 255", "x.float()", "model::uint8_images_are_scaled_to_1_and_normalised_by_channel"),
     "every block runs in use": Fault("model", '"masked" if self.training else "sparse"', '"masked"', "cost::a_blockdrop_costs_its_policy_net_and_the_blocks_it_keeps"),
