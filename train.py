@@ -7,15 +7,18 @@ import shlex
 import signal
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 import torchvision
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile, record_function
 
 import evaluate
 from blockdrop_min import free_blocks, load_foreign
 from blockdrop_min.checkpoint import DAMAGED, NAME, PREVIOUS, build, read, restore, save, save_metrics, write_safely
 from blockdrop_min.data import augment, load_data, seeded
+from blockdrop_min.fast import fast
 from blockdrop_min.log import Log
 from blockdrop_min.process import Stop, average, locked, processes, rank, share, signals, skip, team, total
 from blockdrop_min.report import run_policy
@@ -24,7 +27,7 @@ from blockdrop_min.training import fixed_policy_step, policy_step, pretrain_step
 from blockdrop_min.weights import load_state, read_file
 
 MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "epochs_per_checkpoint", "device",
-              "workers", "data_dir"}  # when a run goes on  # fmt: skip
+              "workers", "data_dir", "profile"}  # when a run goes on  # fmt: skip
 
 
 # Setting up
@@ -84,7 +87,7 @@ def learning_rate(schedule, stage, progress):
 # Training
 
 
-def take_step(model, stage, settings, x, y, free, progress, generator):
+def take_step(model, stage, settings, x, y, free, progress, generator, frozen=None):
     """The loss of one step of a stage, and what it saw of each image. progress: the share of the stage that is done."""
     if stage == "pretrain":  # plain at first: dropping sets in after a fifth of the steps, fully after two fifths
         return pretrain_step(model, x, y, settings.drop * min(1.0, max(0.0, progress / 0.2 - 1)), generator)
@@ -93,7 +96,8 @@ def take_step(model, stage, settings, x, y, free, progress, generator):
     if stage == "curriculum" and not free.any():
         return warm_step(model, x, y)
     if stage == "curriculum":
-        return policy_step(model, x, y, free, settings.alpha, settings.beta, settings.curriculum_gamma, generator)
+        return policy_step(model, x, y, free, settings.alpha, settings.beta, settings.curriculum_gamma, generator,
+                           frozen=frozen)  # fmt: skip
     return policy_step(model, x, y, free, settings.alpha, settings.finetune_beta, settings.finetune_gamma, generator,
                        joint=True, full_share=settings.full_share)  # fmt: skip
 
@@ -114,14 +118,16 @@ def update(model, optimizer, loss, lr, weight):
     Raises FloatingPointError, before the step, if the loss or a gradient is not finite.
     """
     optimizer.zero_grad()
-    loss.backward()
-    average(model, weight)
+    with record_function("backward"):
+        loss.backward()
+        average(model, weight)
     for group in optimizer.param_groups:
         group["lr"] = lr
         norm = torch.nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
         if not torch.isfinite(loss + norm):
             raise FloatingPointError("the loss or a gradient is not finite")
-    optimizer.step()
+    with record_function("optimizer"):
+        optimizer.step()
 
 
 def train_one_epoch(model, optimizer, data, state, settings, log, asked):
@@ -138,6 +144,7 @@ def train_one_epoch(model, optimizer, data, state, settings, log, asked):
     free = free_in(stage, epoch, settings, K)
     log.epoch(stage, epoch, epochs, steps, state["step"])
     set_mode(model, stage)
+    frozen = fast(model.resnet) if stage == "curriculum" else None
     for x, y in data.train.batches(batch, order, settings.workers, share):
         images = min(batch, len(data.train) - state["step"] * batch)  # in all processes; x has this one's
 
@@ -146,10 +153,11 @@ def train_one_epoch(model, optimizer, data, state, settings, log, asked):
             return skip(generator, share(images).start, numbers)  # noqa: B023
 
         progress = (epoch + state["step"] / steps) / epochs
-        x = model.prepare(augment(x, data.crop, data.pad, draws("images", 3)))
+        with record_function("augmentation"):
+            x = model.prepare(augment(x, data.crop, data.pad, draws("images", 3)))
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
             generator = draws("policies", K + 2 if stage == "pretrain" else K)
-            loss, seen = take_step(model, stage, settings, x, y, free, progress, generator)
+            loss, seen = take_step(model, stage, settings, x, y, free, progress, generator, frozen)
         update(model, optimizer, loss, getattr(settings, f"{stage}_lr") * learning_rate(settings.schedule, stage, progress),
                weight=len(x) / images)  # fmt: skip
         seen |= {"loss": loss.detach() * len(x), "images": torch.ones_like(y)}
@@ -219,6 +227,32 @@ def train(model, data, state, settings, out, log):
                 write_safely(out / "resnet.pt", model.resnet.state_dict())
 
 
+def profile_stages(model, data, settings, log, steps=10):
+    """`--profile`: prints the milliseconds that each part of a step takes, a mean over the steps of a stage's last epoch."""
+    parts = ("augmentation", "policy network", "ResNet, sampled", "ResNet, greedy", "ResNet, sampled and greedy", "backward",
+             "optimizer")  # fmt: skip
+    table = Table("of a step", title=f"milliseconds, means over {steps} steps", highlight=False)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no word on a GPU that is not there
+    columns, only_cpu = [], {} if torch.cuda.is_available() else {"activities": [ProfilerActivity.CPU]}
+    for stage in filter(settings.epochs, settings.stage_list):
+        state, optimizer = {"stage": stage, "epoch": settings.epochs(stage) - 1}, make_optimizer(model, stage, settings)
+        for count in (2, steps):  # the first ones warm up
+            few = replace(
+                data, train=data.train.subset(torch.arange(count * getattr(settings, f"{stage}_batch")) % len(data.train))
+            )
+            state |= {"step": 0, "sums": {}, "seconds": 0.0}
+            with profile(acc_events=True, **only_cpu) as seen:
+                train_one_epoch(model, optimizer, few, state, settings, log, [])
+        spent = {event.key: (event.device_time_total or event.cpu_time_total) / 1e3 for event in seen.key_averages()}
+        column = [spent.get(part, 0.0) / steps for part in parts]
+        whole = 1e3 * state["seconds"] / steps
+        columns.append([*column, whole - sum(column), whole])
+        table.add_column(stage, justify="right")
+    for row in zip((*parts, "the rest", "in all"), *columns, strict=True):
+        table.add_row(row[0], *(f"{value:.1f}" if value else "" for value in row[1:]))
+    log.console.print(table)
+
+
 def run(settings, out, changed, device, command):
     """A whole run in its folder, which this process has for itself. Returns the exit code.
 
@@ -237,6 +271,10 @@ def run(settings, out, changed, device, command):
                              f"step of {last} from {len(data.train)} images; try another size")  # fmt: skip
     model = make_model(settings, data, state, out)
     data, model = data.to(device), model.to(device, memory_format=torch.channels_last)
+    if settings.profile:
+        with Log(quiet=rank() > 0) as log:
+            profile_stages(model, data, settings, log)
+        return 0
     fresh = {"stage": settings.stage_list[0], "epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "optimizer": None, "metrics": []}
     described = {"settings": asdict(settings), "classes": data.classes, "mean": data.mean, "std": data.std, "crop": data.crop}
     state = fresh | (state or {}) | described

@@ -53,6 +53,7 @@ class FastResNet(nn.Module):
     def __init__(self, net):
         super().__init__()
         self.net, self.num_blocks = copy.deepcopy(net).eval().requires_grad_(False), net.num_blocks
+        self.stem, self.head = self.net.stem, self.net.head
         fold(self.net)
 
     @torch.no_grad()
@@ -60,15 +61,16 @@ class FastResNet(nn.Module):
         """x: [B, 3, H, W].    u: [B, K], [K] or None, as in `MaskedResNet.forward`.    Returns logits [B, C]."""
         keep = check_policy(u, len(x), self.num_blocks)  # [B, K]
         size = piece_size(x)
-        return torch.cat([self.run(*part) for part in zip(x.split(size), keep.split(size), strict=True)])
+        return torch.cat(
+            [self.head(self.run(self.stem(x), keep)) for x, keep in zip(x.split(size), keep.split(size), strict=True)]
+        )
 
-    def run(self, x, keep):
-        """One piece. keep: [B, K] bool, on the CPU."""
+    def run(self, x, keep, first=0):
+        """As `MaskedResNet.run`. Writes to x."""
         images = keep.t().nonzero()[:, 1].to(x.device).split(keep.sum(0).tolist())  # for each block those that keep it
-        x = self.net.stem(x)
-        for block, index in zip(self.net.blocks, images, strict=True):
+        for block, index in zip(self.net.blocks[first:], images, strict=False):
             x = run_in_place(block, x, index)
-        return self.net.head(x)
+        return x
 
 
 def fast(model):

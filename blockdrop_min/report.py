@@ -13,7 +13,7 @@ from .policy import greedy, static_policy
 
 BATCH = 250
 DRAWS = 3  # random policies are averaged over this many draws
-SEARCH = 30  # static policies that the search for the best one tries
+SEARCH = 15  # static policies that the search for the best one tries
 
 
 @dataclass

@@ -173,6 +173,10 @@ class MaskedResNet(nn.Module):
         keep = check_policy(u, len(x), self.num_blocks)  # [B, K]
         return self.head(run_blocks(self.blocks, self.stem(x), keep, run))
 
+    def run(self, x, keep, first=0):
+        """Sparsely, the blocks from `first` on that `keep` [B, n] bool, on the CPU, has columns for. x is a block's input."""
+        return run_blocks(self.blocks[first : first + keep.shape[1]], x, keep, run_sparse)
+
 
 def check_policy(u, num_images, num_blocks):
     """The policy as [B, K] bool on the CPU (one wait for the GPU, not one a block), or ValueError."""

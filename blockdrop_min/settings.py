@@ -43,7 +43,7 @@ class Settings:
     keep_bias: float = option(1.0, "initial bias of the policy's logits; above 0 it starts by keeping blocks", -20, 20)
     # Stages
     stages: str = option("pretrain,curriculum,finetune", "stages to run, in order")
-    pretrain_epochs: int = option(6, "epochs of pretraining", 0)
+    pretrain_epochs: int = option(5, "epochs of pretraining", 0)
     pretrain_batch: int = option(64, "images a step in pretraining", 2)
     pretrain_lr: float = option(0.05, "peak learning rate of pretraining (SGD, Nesterov momentum 0.9, weight decay 5e-4)", 0)
     drop: float = option(0.75, "share of the images that drop random blocks in pretraining; 0 = plain", 0, 1)
@@ -57,7 +57,7 @@ class Settings:
     finetune_batch: int = option(64, "images a step in finetuning", 2)
     finetune_lr: float = option(1e-3, "learning rate of finetuning (Adam)", 0)
     finetune_gamma: float = option(6.0, "penalty of a wrong prediction in finetuning's reward", 0)
-    full_share: float = option(0.25, "share of each finetuning batch also trained on with all blocks on (paper: 0)", 0, 1)
+    full_share: float = option(0.125, "share of each finetuning batch also trained on with all blocks on (paper: 0)", 0, 1)
     schedule: str = option(
         "cosine", "learning rate: cosine to 0 after a warm-up, or step (finetuning: x 0.1 at 80 %)", choices=("cosine", "step")
     )
@@ -71,6 +71,7 @@ class Settings:
     epochs_per_checkpoint: int = option(1, "save every so many epochs, and at the end of a stage", 1)
     deterministic: bool = option(False, "only use operations that repeat bit for bit on a GPU, too; slower")
     workers: int = option(4, "processes that read images (imagenet)", 0, 256)
+    profile: bool = option(False, "train nothing: take a few steps of each stage and print where their time goes")
     amp: bool = option(False, "bfloat16 autocast in training")
 
     def __post_init__(self):

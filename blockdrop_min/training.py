@@ -12,10 +12,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.profiler import record_function  # names a part for `train.py --profile`
 
 from .curriculum import force_on
 from .policy import bound, entropy, greedy, policy_loss, sample
-from .resnet import check_policy, run_blocks, run_sparse, take
+from .resnet import check_policy, take
 from .reward import reward
 
 
@@ -39,7 +40,8 @@ def random_policies(num_images, num_blocks, share, generator):
 def pretrain_step(model, x, y, share, generator):
     """Cross-entropy of the ResNet under random policies (`random_policies`); share 0 is plain training."""
     u = random_policies(len(x), model.resnet.num_blocks, share, generator) if share > 0 else None
-    logits = model.resnet(x, u, execute="sparse")
+    with record_function("ResNet, sampled"):
+        logits = model.resnet(x, u, execute="sparse")
     return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
 
 
@@ -66,35 +68,40 @@ def correct_under_both(resnet, x, y, u, v):
     u, v = (check_policy(policy, len(x), resnet.num_blocks) for policy in (u, v))
     first = int((u == v).all(0).long().cumprod(0).sum())  # blocks before the first difference
     twice = (u != v).any(1).nonzero()[:, 0]  # images
-    x = run_blocks(resnet.blocks[:first], resnet.stem(x), u[:, :first], run_sparse)
+    x = resnet.run(resnet.stem(x), u[:, :first])
     x = torch.cat([x, take(x, twice.to(x.device))])
-    x = run_blocks(resnet.blocks[first:], x, torch.cat([u, v[twice]])[:, first:], run_sparse)
+    x = resnet.run(x, torch.cat([u, v[twice]])[:, first:], first)
     correct_u, differs = (resnet.head(x).argmax(1) == torch.cat([y, y[twice]])).split([len(y), len(twice)])
     resnet.train(training)
     return correct_u, correct_u.index_copy(0, twice.to(x.device), differs)
 
 
-def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, full_share=0.0):
+def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, full_share=0.0, frozen=None):
     """The policy gradient step of the curriculum and, with `joint`, of finetuning.
 
     loss = policy_loss - beta x entropy, and if `joint` + the cross-entropy of the sampled pass.
 
     free: [K] bool, the blocks that the policy decides on; the others are forced on.    full_share: this share of the
     batch also passes the ResNet with all blocks on and adds to the cross-entropy, which keeps the full network good.
+    frozen: without `joint`, what passes for the ResNet: a faster snapshot of it (`fast`).
     """
-    s = model.policy(x)  # [B, K]
+    with record_function("policy network"):
+        s = model.policy(x)  # [B, K]
     s_bounded = bound(s, alpha)
     u = force_on(sample(s_bounded, generator), free)
     u_greedy = force_on(greedy(s.detach()), free)
 
     if joint:
-        correct_greedy = correct_under(model.resnet, x, y, u_greedy)  # [B]
+        with record_function("ResNet, greedy"):
+            correct_greedy = correct_under(model.resnet, x, y, u_greedy)  # [B]
         full = math.ceil(full_share * len(x))  # images that pass a second time, with all blocks on
         targets, policies = torch.cat([y, y[:full]]), torch.cat([u, torch.ones_like(u[:full])])
-        logits = model.resnet(torch.cat([x, x[:full]]), policies, execute="sparse")
+        with record_function("ResNet, sampled"):
+            logits = model.resnet(torch.cat([x, x[:full]]), policies, execute="sparse")
         correct = logits[: len(x)].detach().argmax(1) == y
     else:
-        correct, correct_greedy = correct_under_both(model.resnet, x, y, u, u_greedy)
+        with record_function("ResNet, sampled and greedy"):
+            correct, correct_greedy = correct_under_both(frozen or model.resnet, x, y, u, u_greedy)
     R, R_greedy = reward(u, correct, gamma), reward(u_greedy, correct_greedy, gamma)
     A = R - R_greedy  # self-critical: is it better than what the policy does by itself?
 

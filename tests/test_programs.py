@@ -201,6 +201,20 @@ def test_stages_one_by_one_give_the_same_bits_as_in_one_go(finished, tmp_path):
     assert differences(tmp_path, finished[0]) == []
 
 
+def test_a_profile_says_where_the_time_of_a_step_goes_and_saves_nothing(tmp_path, capsys):
+    assert train.main([*SHORT, "--out", str(tmp_path), "--profile"]) == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    spent = {name: [float(cell or 0) for cell in cells] for name, *cells in rows}
+    pretrain, curriculum, finetune = spent.pop("in all")
+    assert spent["policy network"][0] == 0 < min(spent["policy network"][1:])
+    assert spent["ResNet, sampled"][1] == 0 < min(spent["ResNet, sampled"][0], spent["ResNet, greedy"][2])
+    assert min(spent["backward"]) > 0 and spent["ResNet, sampled and greedy"][1] > 0
+    assert [sum(column) for column in zip(*spent.values(), strict=True)] == pytest.approx(
+        [pretrain, curriculum, finetune], abs=0.5
+    )
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
 def test_later_stages_can_start_from_the_resnet_of_another_run(finished, tmp_path):
     flags = ["--stages=curriculum,finetune", f"--resnet={finished[0] / 'resnet.pt'}"]
     assert short_run(tmp_path, *flags) == 0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from runs import batch, bits, pair, short_run
 
 from blockdrop_min import bound, entropy, force_on, greedy, policy_loss, sample
+from blockdrop_min.fast import fast
 from blockdrop_min.settings import Settings
 from blockdrop_min.training import (
     correct_under,
@@ -253,13 +254,22 @@ def two_policies(B, K, seed, shared, differ):
     return u, torch.where(alike, u, v)
 
 
-@given(seeds, st.integers(1, 7), st.integers(0, 5), st.sampled_from((0.0, 0.4, 1.0)))
-def test_what_is_right_under_two_policies_is_what_is_right_under_each(seed, B, shared, differ):
+@given(seeds, st.integers(1, 7), st.integers(0, 5), st.sampled_from((0.0, 0.4, 1.0)), st.sampled_from((fast, copy.copy)))
+def test_what_is_right_under_two_policies_is_what_is_right_under_each(seed, B, shared, differ, as_it_is_run):
     model, (x, y) = pair((2, 1, 2), seed=seed % 5), batch(B, seed=seed)
     model.double()
     u, v = two_policies(B, 5, seed, shared, differ)
-    for found, policy in zip(correct_under_both(model.resnet, x.double(), y, u, v), (u, v), strict=True):
+    for found, policy in zip(correct_under_both(as_it_is_run(model.resnet), x.double(), y, u, v), (u, v), strict=True):
         assert torch.equal(found, model.resnet(x.double(), policy).argmax(1) == y)
+
+
+def test_a_snapshot_of_the_frozen_resnet_gives_the_same_step():
+    model, (x, y) = ready("curriculum"), batch(60)
+    alone = copy.deepcopy(model)
+    slow, seen = step(alone, x, y)
+    quick, seen_quick = step(model, x, y, frozen=fast(model.resnet))
+    assert all(torch.equal(seen[name], seen_quick[name]) for name in seen)
+    assert_same(gradients(quick, model.policy), gradients(slow, alone.policy), 1e-12)
 
 
 def test_what_two_policies_share_runs_once():
