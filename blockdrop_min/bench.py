@@ -4,7 +4,9 @@ The variants of a batch size take turns, round after round, in one process, so t
 alike; medians over the rounds. The full network gets every optimisation that BlockDrop gets.
 """
 
+import ctypes
 import itertools
+import math
 import platform
 import statistics
 import time
@@ -66,6 +68,27 @@ def take_turns(variants, device, seconds, least=3):
     return {name: series[1:] for name, series in times.items()}
 
 
+def peak_memory(run, device):
+    """MiB that a call needs beyond what is there before it: of the GPU, or of the process (Linux; elsewhere NaN)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # hands back what is free
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is there now
+        before, _ = resident(), run()
+        return resident() - before
+    except (OSError, AttributeError):
+        return math.nan
+
+
+def resident():
+    """The most MiB of memory that the process has had."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
+
+
 def full_network(net):
     """All blocks and nothing else, which is what torch.compile understands best: a function [B, 3, H, W] -> logits."""
 
@@ -110,6 +133,7 @@ def measure(model, batches, seconds, with_compile=True):
     return {
         "batch": size, "rounds": len(ratios), "best full": best, "speedup": speedup, "quartiles": [low, high], "limit": limit,
         "quotient": speedup / limit, "images/s": speed,
+        "MiB": {name: peak_memory(run, device) for name, run in variants.items()},
     }  # fmt: skip
 
 
@@ -139,12 +163,12 @@ def bench(options, device, console, run=None):
         batches = run_batches(model, size, run[1]) if run else synthetic_batches(model, size, side, keep)
         found["rows"].append(measure(model, batches, options.seconds, not options.no_compile))
     shown = Table(title=f"{found['subject']}; {found['hardware']}; images/s")
-    for heading in ("batch", *found["rows"][0]["images/s"], "speed-up", "quartiles", "limit", "quotient"):
+    for heading in ("batch", *found["rows"][0]["images/s"], "speed-up", "quartiles", "limit", "quotient", "MiB full / fast"):
         shown.add_column(heading, justify="right")
     for row in found["rows"]:
         speeds = (f"{speed:.{1 + (speed < 10)}f}" for speed in row["images/s"].values())
         low, high = row["quartiles"]
-        shown.add_row(str(row["batch"]), *speeds, f"{row['speedup']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['limit']:.2f}",
-                      f"{row['quotient']:.2f}")  # fmt: skip
+        shown.add_row(str(row["batch"]), *speeds, f"{row['speedup']:.2f}", f"{low:.2f}-{high:.2f}", f"{row['limit']:.2f}",
+                      f"{row['quotient']:.2f}", f"{row['MiB'][row['best full']]:.0f} / {row['MiB']['fast']:.0f}")  # fmt: skip
     console.print(shown)
     return found

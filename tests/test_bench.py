@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -57,6 +58,7 @@ def test_the_bench_of_an_untrained_network_prints_and_writes_what_it_measured(tm
     for row in found["rows"]:
         assert {"full", "full, fast", "masked", "sparse", "fast"} == row["images/s"].keys()
         assert row["best full"] in row["images/s"] and min(row["images/s"].values()) > 0
+        assert row["MiB"].keys() == row["images/s"].keys() and (sys.platform != "linux" or row["MiB"]["full"] > 0)
         assert row["quotient"] == pytest.approx(row["speedup"] / row["limit"])
         assert row["quartiles"][0] <= row["speedup"] <= row["quartiles"][1]
         assert 1 < row["limit"] < 2  # two of three blocks, and the policy network
