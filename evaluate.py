@@ -17,6 +17,7 @@ from blockdrop_min.data import load_data
 from blockdrop_min.report import compare, rank_correlation, run_policy
 from blockdrop_min.settings import Parser, Settings, choose_device
 
+MAY_DIFFER = ("seed", "device", "workers", "data_dir", "epochs_per_checkpoint")  # between the runs of one table
 NAMES = {
     "full": "full network", "blockdrop": "BlockDrop", "first": "FirstK", "random": "RandomK", "distribute": "DistributeK",
     "best static": "best static", "blind": "random, same keep rates",
@@ -24,6 +25,7 @@ NAMES = {
 
 
 def make_parser():
+    """The parser of evaluate.py."""
     parser = Parser(prog="evaluate.py", description="The results table of one run, or mean ± std over several.")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers of the (first) run to this file")
@@ -51,50 +53,46 @@ def open_run(run, data_dir, device):
     data = load_data(settings.data, data_dir or settings.data_dir, settings.image_size, settings.train_images,
                      settings.val_images, with_test=True)  # fmt: skip
     if list(data.classes) != list(state["classes"]):
-        raise ValueError(
-            f"{run} was trained on {len(state['classes'])} classes, but the data has {len(data.classes)}: {data.classes[:5]}"
-        )
+        theirs = f"{len(state['classes'])} classes, but the data has {len(data.classes)}: {data.classes[:5]}"
+        raise ValueError(f"{run} was trained on {theirs}")
     return settings, state["stage"], model.to(device, memory_format=torch.channels_last), data.to(device)
 
 
 def evaluate(run, data_dir, device, thresholds):
     """One run, measured on the test set: (settings, data, results)."""
     settings, stage, model, data = open_run(run, data_dir, device)
-    if stage == "pretrain":
-        results = {"full": run_policy(model, data.test, data.crop, torch.ones(model.resnet.num_blocks))}
-    elif settings.policy != "learned":
-        results = {"full": run_policy(model, data.test, data.crop, torch.ones(model.resnet.num_blocks)),
-                   "blockdrop": run_policy(model, data.test, data.crop)}  # fmt: skip
-    else:
+    if stage != "pretrain" and settings.policy == "learned":
         results = compare(model, data, settings.seed)
         for threshold in thresholds:
             results[f"BlockDrop, s >= {threshold}"] = run_policy(model, data.test, data.crop, threshold=threshold)
+    else:
+        policies = {"full": torch.ones(model.resnet.num_blocks)} | ({} if stage == "pretrain" else {"blockdrop": None})
+        results = {name: run_policy(model, data.test, data.crop, u) for name, u in policies.items()}
     return settings, data, results
 
 
 def numbers(data, results):
     """What --json writes, as a dict."""
     ours = results.get("blockdrop", results["full"])
-    found = {
-        "accuracy": ours.accuracy, "full_accuracy": results["full"].accuracy, "images": len(data.test),
-        "blocks_mean": ours.blocks_mean, "blocks_std": ours.blocks_std, "num_blocks": ours.u.shape[1],
-        "flops_mean": ours.flops_mean, "flops_std": ours.flops_std, "flops_full": ours.flops_full,
-        "flops_saved": ours.flops_saved, "distinct_policies": ours.distinct_policies,
-        "baselines": {name: {"accuracy": r.accuracy, "blocks": r.blocks_mean, "flops": r.flops_mean}
-                      for name, r in results.items()},
+    names = "accuracy blocks_mean blocks_std flops_mean flops_std flops_full flops_saved distinct_policies".split()
+    rivals = {name: {"accuracy": r.accuracy, "blocks": r.blocks_mean, "flops": r.flops_mean} for name, r in results.items()}
+    found = {name: getattr(ours, name) for name in names} | {
+        "full_accuracy": results["full"].accuracy, "images": len(data.test), "num_blocks": ours.u.shape[1], "baselines": rivals,
     }  # fmt: skip
     if data.test.difficulty is not None:
         difficulty, blocks = data.test.difficulty.cpu(), ours.u.sum(1)
         quarters = [(difficulty >= q / 4) & (difficulty < (q + 1) / 4) for q in range(4)]
         found["rank_correlation"] = rank_correlation(blocks, difficulty)
-        found["blocks_by_difficulty"] = [blocks[quarter].mean().item() for quarter in quarters]
+        found["blocks_by_difficulty"] = [blocks[quarter].mean().item() if quarter.any() else None for quarter in quarters]
     return found
 
 
-def mean_std(values, form):
-    """The mean of some numbers, with their standard deviation if there are several."""
-    std = f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else ""
-    return form.format(statistics.mean(values)) + std
+def mean_std(values, form, std=None):
+    """The mean of some numbers, with their standard deviation, or that of the only one over its images, if it has any."""
+    if None in values:
+        return "none"
+    std = statistics.stdev(values) if len(values) > 1 else std
+    return form.format(statistics.mean(values)) + ("" if std is None else f" ± {form.format(std)}")
 
 
 def show(console, runs, group):
@@ -105,13 +103,11 @@ def show(console, runs, group):
         table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
     for name in results:
         rows = [results[name] for _, _, results in group]
-        blocks, flops = [r.blocks_mean for r in rows], [r.flops_mean / 1e6 for r in rows]
-        spread = (lambda std, form: f" ± {form.format(std)}") if len(rows) == 1 else (lambda std, form: "")
         label = settings.policy if name == "blockdrop" and settings.policy != "learned" else NAMES.get(name, name)
         table.add_row(
             label, mean_std([100 * r.accuracy for r in rows], "{:.2f}"),
-            mean_std(blocks, "{:.2f}") + spread(rows[0].blocks_std, "{:.2f}"),
-            mean_std(flops, "{:.1f}") + spread(rows[0].flops_std / 1e6, "{:.1f}"),
+            mean_std([r.blocks_mean for r in rows], "{:.2f}", rows[0].blocks_std),
+            mean_std([r.flops_mean / 1e6 for r in rows], "{:.1f}", rows[0].flops_std / 1e6),
             mean_std([100 * r.flops_saved for r in rows], "{:.1f}"),
             mean_std([r.distinct_policies for r in rows], "{:.0f}"),
         )  # fmt: skip
@@ -139,32 +135,32 @@ def draw(run, data, results):
 
 
 def main(arguments=None):
+    """`python evaluate.py`, with these arguments or those of the command line. Returns the exit code."""
     options = make_parser().parse_args(arguments)
     console, groups = Console(highlight=False, width=None if sys.stdout.isatty() else 120), {}
+    found = []
     try:
         device = choose_device(options.device)
         if options.bench:
             if len(options.runs) > 1:
                 raise ValueError(f"--bench measures one run, not {len(options.runs)}")
             run = open_run(options.runs[0], options.data_dir, device)[2:] if options.runs else None
-            found = bench(options, device, console, run)
-            if options.json:
-                Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
-            return 0
-        if not options.runs:
+            found.append(bench(options, device, console, run))
+        elif not options.runs:
             raise ValueError("name a run's folder, or measure wall-clock time with --bench")
-        if not all(map(math.isfinite, options.threshold)):
+        elif not all(map(math.isfinite, options.threshold)):
             raise ValueError(f"--threshold is {options.threshold}; each must be a number")
-        for run in options.runs:
+        for run in [] if options.bench else options.runs:
             settings, data, results = evaluate(run, options.data_dir, device, options.threshold)
-            groups.setdefault(str({**vars(settings), "seed": 0}), {})[run] = (settings, data, results)
+            found.append(numbers(data, results))
+            alike = {name: value for name, value in vars(settings).items() if name not in MAY_DIFFER}
+            groups.setdefault(str((alike, *results)), {})[run] = (settings, data, results)
             if "blockdrop" in results:
                 console.print(f"pictures: {', '.join(map(str, draw(run, data, results)))}")
         for group in groups.values():
             show(console, list(group), list(group.values()))
         if options.json:
-            _, data, results = next(iter(next(iter(groups.values())).values()))
-            Path(options.json).write_text(json.dumps(numbers(data, results), indent=1) + "\n")
+            Path(options.json).write_text(json.dumps(found[0], indent=1) + "\n")
     except (ValueError, OSError) as problem:
         print(f"evaluate.py: {problem}", file=sys.stderr)
         return 2

@@ -20,11 +20,11 @@ from blockdrop_min.checkpoint import DAMAGED, NAME, PREVIOUS, build, read, resto
 from blockdrop_min.data import augment, load_data, seeded
 from blockdrop_min.fast import fast
 from blockdrop_min.log import Log
-from blockdrop_min.process import Stop, average, locked, processes, rank, share, signals, skip, team, total
+from blockdrop_min.process import Stop, average, first_alone, locked, processes, rank, share, signals, skip, team, total
 from blockdrop_min.report import run_policy
 from blockdrop_min.settings import STAGES, choose_device, flag, parse
 from blockdrop_min.training import fixed_policy_step, policy_step, pretrain_step, set_mode, warm_step
-from blockdrop_min.weights import load_state, read_file
+from blockdrop_min.weights import fitting, read_file
 
 MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "epochs_per_checkpoint", "device",
               "workers", "data_dir", "profile"}  # when a run goes on  # fmt: skip
@@ -54,18 +54,17 @@ def make_model(settings, data, state, out):
     """The model as the checkpoint has it, or a new one, started from the files that the settings name."""
     torch.manual_seed(settings.seed)
     model = restore(state, out) if state else build(settings, len(data.classes), data.mean, data.std)
-    if settings.policy == "learned":  # a classifier on the policy network's features, for the warm start alone
-        model.classifier = torch.nn.Linear(model.policy.features.num_features, len(data.classes))
-    if state:
-        if settings.policy == "learned":
-            load_state(model.classifier, state.get("classifier", {}), f"{out}, classifier")
-        return model
     if settings.policy == "learned":
-        torch.nn.init.constant_(model.policy.logit.bias, settings.keep_bias)
-    if settings.resnet:
+        # A classifier on the policy network's features, for the warm start alone.
+        model.classifier = torch.nn.Linear(model.policy.features.num_features, len(data.classes))
+        if state:
+            model.classifier.load_state_dict(fitting(model.classifier, state.get("classifier", {}), f"{out}, classifier"))
+        else:
+            torch.nn.init.constant_(model.policy.logit.bias, settings.keep_bias)
+            if settings.policy_start:
+                model.policy.start_from(read_file(settings.policy_start))
+    if settings.resnet and not state:
         load_foreign(model.resnet, settings.resnet)
-    if settings.policy_start and settings.policy == "learned":
-        model.policy.start_from(read_file(settings.policy_start))
     return model
 
 
@@ -78,7 +77,7 @@ def make_optimizer(model, stage, settings):
 
 def learning_rate(schedule, stage, progress):
     """The factor on the learning rate at this share of a stage's steps."""
-    if schedule == "step":  # authors' code
+    if schedule == "step" and stage != "pretrain":  # authors' code
         return 0.1 if stage == "finetune" and progress >= 0.8 else 1.0
     warm = 0.2
     return progress / warm if progress < warm else 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
@@ -95,11 +94,9 @@ def take_step(model, stage, settings, x, y, free, progress, generator, frozen=No
         return fixed_policy_step(model, x, y)
     if stage == "curriculum" and not free.any():
         return warm_step(model, x, y)
-    if stage == "curriculum":
-        return policy_step(model, x, y, free, settings.alpha, settings.beta, settings.curriculum_gamma, generator,
-                           frozen=frozen)  # fmt: skip
-    return policy_step(model, x, y, free, settings.alpha, settings.finetune_beta, settings.finetune_gamma, generator,
-                       joint=True, full_share=settings.full_share)  # fmt: skip
+    joint = stage == "finetune"
+    beta, gamma = (settings.finetune_beta, settings.finetune_gamma) if joint else (settings.beta, settings.curriculum_gamma)
+    return policy_step(model, x, y, free, settings.alpha, beta, gamma, generator, joint, settings.full_share, frozen)
 
 
 def free_in(stage, epoch, settings, num_blocks):
@@ -219,12 +216,16 @@ def train(model, data, state, settings, out, log):
                     raise
                 except FloatingPointError as problem:
                     place = f"{stage}, epoch {state['epoch'] + 1}, step {state['step']}"
-                    raise FloatingPointError(f"{problem} in {place}; try a smaller --{flag(f'{stage}_lr')}") from None
+                    raise FloatingPointError(
+                        f"{problem} in {place}; try a smaller --{flag(f'{stage}_lr')}, in another --out"
+                    ) from None
                 log.row(finish_epoch(model, data, state, settings))
                 if state["epoch"] % settings.epochs_per_checkpoint == 0 or state["epoch"] == epochs:
                     checkpoint(optimizer)
             if stage == "pretrain" and rank() == 0:
                 write_safely(out / "resnet.pt", model.resnet.state_dict())
+        if asked:  # while the last epoch was validated
+            raise Stop(asked[0])
 
 
 def profile_stages(model, data, settings, log, steps=10):
@@ -261,7 +262,11 @@ def run(settings, out, changed, device, command):
     state = open_folder(out, settings)
     if not (state or settings.resnet or settings.epochs("pretrain")):
         raise ValueError("nothing pretrains the ResNet; give it weights with --resnet FILE, or epochs of the stage pretrain")
-    data = load_data(settings.data, settings.data_dir, settings.image_size, settings.train_images, settings.val_images)
+    with first_alone():
+        data = load_data(settings.data, settings.data_dir, settings.image_size, settings.train_images, settings.val_images)
+    least = ((4 if settings.family == "cifar" else 32) + 1) * (1 + settings.policy_half)
+    if data.crop < least:
+        raise ValueError(f"images of {data.crop} pixels end in maps of one pixel; they need {least} or more (--image-size)")
     if state and list(state["classes"]) != list(data.classes):
         raise ValueError(f"{out} was trained on the classes {state['classes']}, but the data has {data.classes}")
     for stage in settings.stage_list:
@@ -276,7 +281,7 @@ def run(settings, out, changed, device, command):
             profile_stages(model, data, settings, log)
         return 0
     fresh = {"stage": settings.stage_list[0], "epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "optimizer": None, "metrics": []}
-    described = {"settings": asdict(settings), "classes": data.classes, "mean": data.mean, "std": data.std, "crop": data.crop}
+    described = {"settings": asdict(settings), "classes": data.classes, "mean": data.mean, "std": data.std}
     state = fresh | (state or {}) | described
     if rank() == 0:
         write_safely(out / "settings.json", json.dumps(asdict(settings), indent=1).encode())
@@ -300,7 +305,8 @@ def run(settings, out, changed, device, command):
             log.say(f"stopped and saved; to go on, run again: {command}")
             return stop.code
         except (FloatingPointError, OSError) as problem:
-            log.say(f"train.py: {problem}; the last checkpoint in {out} is good; to go on from it, run again: {command}")
+            again = f"; to go on from the last checkpoint, run again: {command}" if isinstance(problem, OSError) else ""
+            log.say(f"train.py: {problem}{again}")
             return 2
     if rank() > 0:
         return 0
@@ -308,6 +314,7 @@ def run(settings, out, changed, device, command):
 
 
 def main(arguments=None):
+    """`python train.py`, with these arguments or those of the command line. Returns the exit code."""
     settings, out, changed = parse(arguments)
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
@@ -316,7 +323,7 @@ def main(arguments=None):
         out.mkdir(parents=True, exist_ok=True)
         with team(choose_device(settings.device)) as device, locked(out):
             return run(settings, out, changed, device, command)
-    except (ValueError, OSError) as problem:
+    except (ValueError, OSError, FloatingPointError) as problem:
         print(f"train.py: {problem}", file=sys.stderr)
         return 2
 

@@ -22,7 +22,7 @@ from .policy import greedy, policy_net
 from .report import flops_under
 from .resnet import resnet
 
-DRAWS = 8  # batches that a variant meets in turn
+DRAWS = 7  # batches that a variant meets in turn
 
 
 def synthetic_policies(count, num_blocks, keep, generator):
@@ -54,10 +54,10 @@ def untrained(depth, family):
     return BlockDrop(net, policy_net(net.num_blocks, family, *((8, True) if family == "cifar" else ()))).eval()
 
 
-def take_turns(variants, device, seconds, least=3):
+def take_turns(variants, device, seconds):
     """name -> [rounds] seconds of each round. variants: name -> function; all run once before, and then in turns."""
     times, begun = {name: [] for name in variants}, float("inf")
-    while min(map(len, times.values())) <= least or time.perf_counter() - begun < seconds:
+    while min(map(len, times.values())) <= 3 or time.perf_counter() - begun < seconds:
         for name, run in variants.items():
             start = time.perf_counter()
             run()
@@ -80,7 +80,7 @@ def peak_memory(run, device):
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is there now
         before, _ = resident(), run()
         return resident() - before
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):
         return math.nan
 
 

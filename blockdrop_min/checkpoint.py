@@ -11,7 +11,7 @@ from .model import BlockDrop, FixedPolicy
 from .policy import policy_net
 from .resnet import resnet
 from .settings import Settings
-from .weights import load_state, read_file
+from .weights import fitting, read_file
 
 NAME, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 FORMAT = "blockdrop_min 1"
@@ -76,10 +76,8 @@ def build(settings, num_classes, mean, std):
     """An untrained `BlockDrop` as the settings say."""
     net = resnet(settings.depth, num_classes, settings.family)
     u = settings.fixed_policy(net.segments)
-    policy = (
-        policy_net(net.num_blocks, settings.family, settings.policy_width, settings.policy_half) if u is None else FixedPolicy(u)
-    )
-    return BlockDrop(net, policy, mean, std)
+    shape = net.num_blocks, settings.family, settings.policy_width, settings.policy_half
+    return BlockDrop(net, policy_net(*shape) if u is None else FixedPolicy(u), mean, std)
 
 
 def restore(state, path):
@@ -87,8 +85,8 @@ def restore(state, path):
     try:
         settings, classes = Settings(**state["settings"]), state["classes"]
         model = build(settings, len(classes), state["mean"], state["std"])
-        load_state(model.resnet, state["resnet"], f"{path}, resnet")
-        load_state(model.policy, state["policy"], f"{path}, policy")
+        for part in ("resnet", "policy"):
+            getattr(model, part).load_state_dict(fitting(getattr(model, part), state[part], f"{path}, {part}"))
     except (KeyError, TypeError, AttributeError, RuntimeError) as problem:
         raise ValueError(
             f"{path} is damaged or from another version of blockdrop_min: {type(problem).__name__} {problem}"

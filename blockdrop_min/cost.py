@@ -67,6 +67,7 @@ def policy_cost(policy, image_size):
 
 
 def as_pair(image_size):
+    """(height, width) of a size that may be one side."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"image_size is {image_size}; it must be a side of at least 1 pixel, or (height, width)")

@@ -41,6 +41,7 @@ class Split:
         return len(self.labels)
 
     def subset(self, index):
+        """The images at `index` [n]."""
         in_memory = isinstance(self.images, torch.Tensor)
         difficulty = None if self.difficulty is None else self.difficulty[index]
         return Split(self.images[index] if in_memory else Subset(self.images, index.tolist()), self.labels[index], difficulty)
@@ -97,8 +98,10 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     if name == "shapes":
         size = image_size or 32
         train, classes = Split(*shapes(train_images or 8_000, seed=0, size=size)), tuple(SHAPES)
-        test = Split(*shapes(min(2_000, len(train) // 4), seed=1, size=size)) if with_test else None
+        test = Split(*shapes(max(len(SHAPES), min(2_000, len(train) // 4)), seed=1, size=size)) if with_test else None
     elif name in ("cifar10", "cifar100"):
+        if image_size not in (0, 32):
+            raise ValueError(f"--image-size is {image_size}; images of {name} stay as they are, 32 pixels")
         train, classes = cifar(name, root, True)
         test = cifar(name, root, False)[0] if with_test else None
     else:
@@ -108,11 +111,14 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         test, test_classes = folder(Path(root), ("test", "val"), size, in_memory) if with_test else (None, classes)
         if classes != test_classes:
             raise ValueError(f"{root}: the classes of train and of the test folder differ")
+        if test and in_memory and test.images.shape[1:] != train.images.shape[1:]:
+            sides = f"{test.images.shape[-1]} pixels wide and training images {train.images.shape[-1]}"
+            raise ValueError(f"{root}: test images are {sides}; resize them with --image-size")
+        if name == "imagenet" and image_size > STREAM_SIZE:
+            raise ValueError(f"--image-size is {image_size}; it must be at most {STREAM_SIZE}, to which imagenet is resized")
     train_images = train_images or len(train)
     if not (0 < val_images < train_images <= len(train)):
-        raise ValueError(
-            f"{train_images} training images with {val_images} of them for validation cannot be cut from {len(train)}"
-        )
+        raise ValueError(f"{train_images} training images with {val_images} for validation cannot be cut from {len(train)}")
     order = torch.randperm(len(train), generator=seeded("split"))[:train_images]
     train, val = train.subset(order[val_images:]), train.subset(order[:val_images])
     if isinstance(train.images, torch.Tensor):
@@ -133,6 +139,7 @@ def cifar(name, root, train):
 
 
 def open_image(path):
+    """A file as an RGB image; ValueError, one line, if it is none."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

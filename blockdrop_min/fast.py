@@ -55,6 +55,7 @@ class FastResNet(nn.Module):
         self.net, self.num_blocks = copy.deepcopy(net).eval().requires_grad_(False), net.num_blocks
         self.stem, self.head = self.net.stem, self.net.head
         fold(self.net)
+        self.eval()
 
     @torch.no_grad()
     def forward(self, x, u=None, execute="sparse"):

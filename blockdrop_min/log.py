@@ -39,12 +39,15 @@ class Log:
         self.progress.stop()
 
     def say(self, text):
+        """A line of text."""
         self.console.print(text, markup=False)
 
     def head(self):
+        """The headings of the columns."""
         self.say("  ".join(f"{heading:>{width}}" for heading, width, _ in COLUMNS.values()))
 
     def row(self, row):
+        """The row of an epoch, as metrics.jsonl has it."""
         self.say("  ".join(f"{show(row):>{width}}" for _, width, show in COLUMNS.values()))
 
     def epoch(self, stage, epoch, epochs, steps, done):
@@ -59,6 +62,4 @@ class Log:
         if not self.console.is_terminal and now - self.last >= PLAIN_EVERY:
             left = (now - self.begun) / max(1, step - self.done) * (self.steps - step)
             self.last = now
-            self.say(
-                f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.name}: step {step}/{self.steps}, {left:.0f} s left in this epoch"
-            )
+            self.say(f"{time.strftime('%F %T')} {self.name}: step {step}/{self.steps}, {left:.0f} s left in this epoch")

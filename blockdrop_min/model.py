@@ -41,6 +41,7 @@ class BlockDrop(nn.Module):
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def forward(self, x):
+        """Images [B, 3, H, W], uint8 or float in [0, 1] -> logits [B, C] under the greedy policy, and this policy u [B, K]."""
         x = self.prepare(x)
         u = greedy(self.policy(x), self.threshold)
         return self.resnet(x, u, execute="masked" if self.training else "sparse"), u

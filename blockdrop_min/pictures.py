@@ -11,11 +11,13 @@ COLOURS = [(60, 60, 70), (214, 39, 40), (31, 119, 180), (255, 140, 0), (44, 140,
 
 
 def canvas(width, height):
+    """A white image, and what draws on it."""
     image = Image.new("RGB", (width, height), "white")
     return image, ImageDraw.Draw(image)
 
 
 def write(draw, place, text, size=13, anchor="lm", fill=INK):
+    """Text at a place (x, y) in pixels."""
     draw.text(place, text, fill, ImageFont.load_default(size), anchor=anchor)
 
 
@@ -55,20 +57,18 @@ def extremes(split, u, classes, path, each=5):
     image.save(path)
 
 
-def tradeoff(points, path, title="accuracy % against FLOPs"):
+def tradeoff(points, path):
     """Accuracy against FLOPs, both means over the test set. points: name -> (FLOPs, accuracy in [0, 1])."""
     width, height, left, bottom, top, right = 760, 460, 70, 60, 40, 190
     image, draw = canvas(width, height)
     xs, ys = [f / 1e6 for f, _ in points.values()], [100 * a for _, a in points.values()]
-    x_high, y_low, y_high = max(xs) * 1.08, min(ys), max(ys)
-    y_low, y_high = math.floor(y_low - 0.5), math.ceil(y_high + 0.5)
+    x_high, y_low, y_high = max(xs) * 1.08, math.floor(min(ys) - 0.5), math.ceil(max(ys) + 0.5)
+    across, up = (width - left - right) / x_high, (height - bottom - top) / (y_high - y_low)
 
     def place(x, y):
-        return left + x / x_high * (width - left - right), height - bottom - (y - y_low) / (y_high - y_low) * (
-            height - bottom - top
-        )
+        return left + x * across, height - bottom - (y - y_low) * up
 
-    write(draw, (left, 18), title, 15)
+    write(draw, (left, 18), "accuracy % against FLOPs", 15)
     write(draw, ((left + width - right) / 2, height - 18), "million FLOPs an image, policy network included", anchor="mm")
     for i in range(6):
         x, y = x_high * i / 5, y_low + (y_high - y_low) * i / 5

@@ -85,11 +85,25 @@ def team(device):
 
 
 def processes():
+    """How many processes there are: 1 without torchrun."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank():
+    """Which of them this is, from 0."""
     return dist.get_rank() if processes() > 1 else 0
+
+
+@contextmanager
+def first_alone():
+    """Process 0 runs the block before the others do: what it downloads is there for them."""
+    if rank() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if rank() == 0 < processes() - 1:
+            dist.barrier()
 
 
 def share(total):
@@ -98,7 +112,12 @@ def share(total):
 
 
 def skip(generator, images, numbers):
-    """The generator after the random numbers of so many images: those that the processes before this one draw."""
+    """The generator after the random numbers of so many images: those that the processes before this one draw.
+
+    A GPU's cannot be moved on by a count, so there each process gets a generator of its own.
+    """
+    if generator.device.type == "cuda":
+        return generator.manual_seed(generator.initial_seed() + images)
     torch.rand(images, numbers, generator=generator, device=generator.device)
     return generator
 

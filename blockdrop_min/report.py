@@ -25,33 +25,13 @@ class Result:
     flops: torch.Tensor
     flops_full: int
 
-    @property
-    def accuracy(self):
-        return self.correct.double().mean().item()
-
-    @property
-    def blocks_mean(self):
-        return self.u.sum(1).double().mean().item()
-
-    @property
-    def blocks_std(self):
-        return self.u.sum(1).double().std(correction=0).item()
-
-    @property
-    def flops_mean(self):
-        return self.flops.mean().item()
-
-    @property
-    def flops_std(self):
-        return self.flops.std(correction=0).item()
-
-    @property
-    def flops_saved(self):
-        return 1 - self.flops_mean / self.flops_full
-
-    @property
-    def distinct_policies(self):
-        return len(self.u.unique(dim=0))
+    def __post_init__(self):
+        blocks = self.u.sum(1).double()
+        self.accuracy = self.correct.double().mean().item()
+        self.blocks_mean, self.blocks_std = blocks.mean().item(), blocks.std(correction=0).item()
+        self.flops_mean, self.flops_std = self.flops.mean().item(), self.flops.std(correction=0).item()
+        self.flops_saved = 1 - self.flops_mean / self.flops_full
+        self.distinct_policies = len(self.u.unique(dim=0))
 
 
 def flops_under(model, u, image_size, looks=True):

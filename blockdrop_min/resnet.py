@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # ImageNet depths
+SEGMENTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # ImageNet depths
 
 
 def conv(in_channels, out_channels, size, stride=1):
@@ -212,7 +212,7 @@ def segments_of(depth, family):
             raise ValueError(f"depth is {depth}; a CIFAR ResNet has 6n + 2 layers: 8, 14, 20, 26, 32, ..., 110, ...")
         return (depth // 6,) * 3
     if family == "imagenet":
-        if depth not in STAGES:
-            raise ValueError(f"depth is {depth}; an ImageNet ResNet has one of {', '.join(map(str, STAGES))} layers")
-        return STAGES[depth]
+        if depth not in SEGMENTS:
+            raise ValueError(f"depth is {depth}; an ImageNet ResNet has one of {', '.join(map(str, SEGMENTS))} layers")
+        return SEGMENTS[depth]
     raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')

@@ -12,8 +12,6 @@ def reward(u, correct, gamma):
     if not 0 <= gamma < float("inf"):
         raise ValueError(f"gamma is {gamma}; it must be at least 0 (the reward subtracts it), and finite")
     if u.dim() != 2 or correct.shape != u.shape[:1] or correct.dtype != torch.bool:
-        raise ValueError(
-            f"u is {list(u.shape)} and correct {correct.dtype} {list(correct.shape)}; they must be [B, K] and bool [B]"
-        )
+        raise ValueError(f"u is {list(u.shape)} and correct {correct.dtype} {list(correct.shape)}; they must be [B, K], bool [B]")
     u = u if u.is_floating_point() else u.float()
     return torch.where(correct, 1 - u.mean(1).square(), -gamma)

@@ -18,6 +18,7 @@ STAGES = ("pretrain", "curriculum", "finetune")
 
 
 def option(default, text, low=None, high=None, choices=None):
+    """A setting: its default, its help, its range or its choices."""
     return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
 
 
@@ -29,7 +30,9 @@ class Settings:
     # Data
     data: str = option("shapes", "data set", choices=DATA)
     data_dir: str = option("data", "folder with the files of cifar10, cifar100, folder or imagenet")
-    image_size: int = option(0, "resize images to this side (imagenet: crop to it); 0 = as they are (imagenet: 224)", 0, 4096)
+    image_size: int = option(
+        0, "side of the shapes, or to which a folder's images are resized (imagenet: cropped); 0 = 32, as they are (224)", 0, 4096
+    )
     train_images: int = option(0, "training images to use, validation included; 0 = all (shapes: 8,000)", 0)
     val_images: int = option(1000, "images cut from the training set for validation", 1)
     # Networks
@@ -59,7 +62,9 @@ class Settings:
     finetune_gamma: float = option(5.0, "penalty of a wrong prediction in finetuning's reward", 0)
     full_share: float = option(0.125, "share of each finetuning batch also trained on with all blocks on (paper: 0)", 0, 1)
     schedule: str = option(
-        "cosine", "learning rate: cosine to 0 after a warm-up, or step (finetuning: x 0.1 at 80 %)", choices=("cosine", "step")
+        "cosine",
+        "learning rate: cosine to 0 after a warm-up, or step (finetuning: x 0.1 at 80 %; pretraining: cosine)",
+        choices=("cosine", "step"),
     )
     # Policy gradient
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
@@ -97,6 +102,7 @@ class Settings:
 
     @property
     def stage_list(self):
+        """The stages to run, as a list."""
         return [stage.strip() for stage in self.stages.split(",") if stage.strip()]
 
     def epochs(self, stage):
@@ -161,12 +167,10 @@ def make_parser():
     parser = Parser(prog="train.py", description="Train BlockDrop.", allow_abbrev=False)
     parser.add_argument("--out", help="the run's folder; default: runs/<preset>")
     for f in fields(Settings):
-        shown = (
-            f"{f.metadata['help']} (demo: {f.default})" if f.name != "preset" else f"one of {', '.join(PRESETS)} (default: demo)"
-        )
-        kind = dict(action=argparse.BooleanOptionalAction) if isinstance(f.default, bool) else dict(type=type(f.default))
-        metavar = {} if isinstance(f.default, bool) else dict(metavar=type(f.default).__name__.upper())
-        parser.add_argument(f"--{flag(f.name)}", help=shown.replace("%", "%%"), default=argparse.SUPPRESS, **kind, **metavar)
+        text = f"one of {', '.join(PRESETS)}" if f.name == "preset" else f.metadata["help"].replace("%", "%%")
+        kind = dict(type=type(f.default), metavar=type(f.default).__name__.upper())
+        kind = dict(action=argparse.BooleanOptionalAction) if isinstance(f.default, bool) else kind
+        parser.add_argument(f"--{flag(f.name)}", help=f"{text} (demo: {f.default})", default=argparse.SUPPRESS, **kind)
     return parser
 
 

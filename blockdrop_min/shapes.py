@@ -32,6 +32,7 @@ def turned(count, radii, start=-90.0):
 
 
 def disc(p, radius=0.85, x=0.0):
+    """The distance of points p [..., 2] to a disc, negative inside."""
     return (p - torch.tensor([x, 0.0])).norm(dim=-1) - radius
 
 

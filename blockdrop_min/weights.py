@@ -43,10 +43,10 @@ def translate(state, what, is_agent):
     return translated
 
 
-def load_state(network, state, what):
-    """Loads a state_dict strictly, but for num_batches_tracked, which files from PyTorch 0.3 lack.
+def fitting(network, state, what):
+    """The state_dict as the network takes it: strictly, but for num_batches_tracked, which files from PyTorch 0.3 lack.
 
-    Raises ValueError, and changes nothing, if a key is missing or left over, a shape differs, or a number is not finite.
+    Raises ValueError if a key is missing or left over, a shape differs, or a number is not finite.
     """
     own = network.state_dict()
     state = {name: t for name, t in own.items() if name.endswith("num_batches_tracked")} | state
@@ -60,7 +60,7 @@ def load_state(network, state, what):
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{what}: {name} holds a number that is not finite")
-    network.load_state_dict(state)
+    return state
 
 
 def load_foreign(model, checkpoint):
@@ -85,12 +85,8 @@ def load_foreign(model, checkpoint):
     for name in networks:
         if not isinstance(parts[name], Mapping):
             raise ValueError(f"{what} holds no `{name}`; it has {', '.join(map(str, content))}")
-    before = {name: {k: t.clone() for k, t in network.state_dict().items()} for name, network in networks.items()}
-    try:
-        for name, network in networks.items():
-            load_state(network, translate(parts[name], f"{what}, {name}", name == "agent"), f"{what}, {name}")
-    except ValueError:
-        for name, network in networks.items():
-            network.load_state_dict(before[name])
-        raise
+    states = {name: fitting(network, translate(parts[name], f"{what}, {name}", name == "agent"), f"{what}, {name}")
+              for name, network in networks.items()}  # fmt: skip
+    for name, network in networks.items():  # all fit, so that either both change or none
+        network.load_state_dict(states[name])
     return model

@@ -304,6 +304,25 @@ def test_an_empty_folder_is_named(tmp_path, empty):
     one_line(raised)
 
 
+def test_test_images_of_another_size_are_refused_without_resizing(tmp_path):
+    write_tree(tmp_path, ("train",), size=(16, 16))
+    write_tree(tmp_path, ("test",), size=(12, 12))
+    with pytest.raises(ValueError, match=r"12 pixels wide.*16.*--image-size"):
+        load_data("folder", tmp_path, val_images=4, with_test=True)
+    assert load_data("folder", tmp_path, image_size=12, val_images=4, with_test=True).crop == 12
+
+
+@pytest.mark.parametrize(("name", "size", "said"), [("imagenet", 257, "at most 256"), ("cifar10", 16, "stay as they are")])
+def test_a_size_that_cannot_be_had_is_refused(tmp_path, name, size, said):
+    write_tree(tmp_path)
+    with pytest.raises(ValueError, match=f"--image-size is {size}.*{said}"):
+        load_data(name, tmp_path, image_size=size, val_images=4)
+
+
+def test_few_training_shapes_are_tested_on_one_of_each_class():
+    assert sorted(load_data("shapes", "", train_images=3, val_images=1, with_test=True).test.labels.tolist()) == list(range(10))
+
+
 def test_classes_that_differ_between_training_and_test_are_refused(tmp_path):
     write_tree(tmp_path, parts=("train",))
     write_tree(tmp_path, parts=("test",), classes=("apple", "cow"))

@@ -17,7 +17,7 @@ from blockdrop_min import process
 from blockdrop_min.checkpoint import read
 from blockdrop_min.data import augment, load_data
 from blockdrop_min.policy import sample
-from blockdrop_min.process import average, locked, share, skip, team, total
+from blockdrop_min.process import average, first_alone, locked, share, skip, team, total
 from blockdrop_min.training import random_policies, set_mode
 
 CPU = torch.device("cpu")
@@ -202,6 +202,21 @@ def test_a_killed_process_ends_the_other_and_they_go_on_with_the_same_bits(two, 
     assert first != 0 and second == -signal.SIGKILL and len(read(tmp_path)["metrics"]) == 2
     assert together(2, lambda rank: short_run(tmp_path)) == [0, 0]
     assert differences(tmp_path, two[0]) == [] and rows(tmp_path) == rows(two[0])
+
+
+def test_the_first_process_is_alone_in_what_it_runs_first_even_if_it_fails(tmp_path):
+    def act(rank):
+        there = (tmp_path / "there").exists()
+        try:
+            with first_alone():
+                there = (tmp_path / "there").exists()
+                time.sleep(0.5)
+                (tmp_path / "there").touch()
+                raise OSError
+        except OSError:
+            return there
+
+    assert of_both(tmp_path, act) == [False, True]
 
 
 def test_only_the_first_process_writes(tmp_path):

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -262,6 +262,19 @@ def test_a_signal_stops_a_run_with_its_exit_code_and_says_how_to_go_on(tmp_path,
     assert load(tmp_path).resnet.num_blocks == 3
 
 
+def test_a_signal_while_the_last_epoch_is_validated_stops_the_run(tmp_path, monkeypatch, capsys):
+    finish = train.finish_epoch
+
+    def with_signal(model, data, state, settings):
+        if state["stage"] == "finetune":
+            kill(signal.SIGTERM)()
+        return finish(model, data, state, settings)
+
+    monkeypatch.setattr(train, "finish_epoch", with_signal)
+    assert short_run(tmp_path) == 143 and "to go on" in capsys.readouterr().out.splitlines()[-1]
+    assert rows(tmp_path)[-1]["stage"] == "finetune"
+
+
 def test_a_run_that_is_stopped_after_every_step_gives_the_same_bits(finished, tmp_path):
     for _ in range(STEPS):
         with pytest.MonkeyPatch.context() as patch:
@@ -360,7 +373,7 @@ def test_a_number_that_is_not_finite_stops_before_the_optimizer(tmp_path, monkey
 def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(tmp_path, capsys, stage):
     assert short_run(tmp_path, f"--{stage}-lr=1e30") == 2
     said = [line for line in "".join(capsys.readouterr()).splitlines() if "not finite" in line]
-    assert len(said) == 1 and stage in said[0]
+    assert len(said) == 1 and stage in said[0] and "another --out" in said[0] and "run again" not in said[0]
 
 
 # ------------------------------------------------------------------------------------------------------- evaluate
@@ -440,6 +453,34 @@ def test_runs_that_differ_in_more_than_their_seed_get_tables_of_their_own(run, t
     assert out.count("1 run(s)") == 2 and "first:2" in out
 
 
+def test_a_run_still_in_pretraining_gets_a_table_of_its_own_and_one_of_another_device_does_not(run, tmp_path, capsys):
+    short_run(tmp_path / "begun", "--stages=pretrain")
+    state = torch.load(tmp_path / "begun" / NAME, weights_only=True)
+    state["settings"]["stages"] = read(run)["settings"]["stages"]
+    save(tmp_path / "begun", state)
+    shutil.copytree(run, tmp_path / "elsewhere")
+    state = torch.load(run / NAME, weights_only=True)
+    state["settings"]["workers"] += 1
+    save(tmp_path / "elsewhere", state)
+    capsys.readouterr()
+    assert evaluate.main([str(run), str(tmp_path / "begun"), str(tmp_path / "elsewhere")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("1 run(s)") == 1 and out.count("2 run(s)") == 1
+
+
+def test_a_quarter_of_difficulty_without_an_image_has_no_number(run, tmp_path, capsys, monkeypatch):
+    easy = train.load_data
+
+    def only_easy(*arguments, **options):
+        data = easy(*arguments, **options)
+        return replace(data, test=replace(data.test, difficulty=data.test.difficulty / 4))
+
+    monkeypatch.setattr(evaluate, "load_data", only_easy)
+    assert evaluate.main([str(run), "--json", str(tmp_path / "found.json")]) == 0
+    first, *others = json.loads((tmp_path / "found.json").read_text())["blocks_by_difficulty"]
+    assert first > 0 and others == [None] * 3 and ", none, none, none" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_run_that_only_pretrained_has_a_row_for_the_full_network(tmp_path, capsys):
     assert train.main([*SHORT, "--stages=pretrain", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -499,6 +540,11 @@ def test_a_missing_data_folder_is_named(capsys, tmp_path):
     assert "nowhere" in refused(capsys, tmp_path, short_run, tmp_path / "run", *folder_flags(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(("flags", "least"), [(["--image-size=9"], 10), (["--family=imagenet", "--depth=18"], 66)])
+def test_images_that_end_in_a_single_pixel_are_refused(capsys, tmp_path, flags, least):
+    assert f"{least} or more" in refused(capsys, tmp_path, short_run, tmp_path / "run", *flags)
+
+
 def test_a_corrupt_image_is_named(capsys, tmp_path):
     tree = write_tree(tmp_path / "images")
     (tree / "train" / "bee" / "bad.png").write_bytes(b"\x89PNG not really")
@@ -510,7 +556,7 @@ def test_a_data_set_without_a_network_is_named(capsys, tmp_path, monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr(datasets.CIFAR10, "__init__", offline)
-    flags = ["--data=cifar10", "--train-images=0", f"--data-dir={tmp_path}"]
+    flags = ["--data=cifar10", "--train-images=0", "--image-size=0", f"--data-dir={tmp_path}"]
     assert "put cifar-10-python.tar.gz there" in refused(capsys, tmp_path, short_run, tmp_path / "run", *flags)
 
 

@@ -116,7 +116,7 @@ def test_a_negative_or_infinite_penalty_is_refused(gamma):
 
 @pytest.mark.parametrize("shape", [(4, 1), (1,), (3,), (4, 3), ()])
 def test_outcomes_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"they must be \[B, K\] and bool \[B\]"):
+    with pytest.raises(ValueError, match=r"they must be \[B, K\], bool \[B\]"):
         reward(torch.ones(4, 3), torch.ones(shape, dtype=torch.bool), 1)
 
 

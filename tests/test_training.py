@@ -115,6 +115,7 @@ def test_the_learning_rate_by_hand():
         stage: [learning_rate("step", stage, progress) for progress in (0, 0.79, 0.8, 1)] for stage in ("curriculum", "finetune")
     }
     assert steps == {"curriculum": [1, 1, 1, 1], "finetune": [1, 1, 0.1, 0.1]}
+    assert [learning_rate("step", "pretrain", progress) for progress in (0.1, 0.6)] == pytest.approx([0.5, 0.5])
 
 
 # ----------------------------------------------------------------------------------------------------- two roads
