@@ -24,7 +24,7 @@ from blockdrop_min.process import Stop, average, first_alone, locked, processes,
 from blockdrop_min.report import run_policy
 from blockdrop_min.settings import STAGES, choose_device, flag, parse
 from blockdrop_min.training import fixed_policy_step, policy_step, pretrain_step, set_mode, warm_step
-from blockdrop_min.weights import fitting, read_file
+from blockdrop_min.weights import fitting, start_policy
 
 MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "epochs_per_checkpoint", "device",
               "workers", "data_dir", "profile"}  # when a run goes on  # fmt: skip
@@ -62,7 +62,7 @@ def make_model(settings, data, state, out):
         else:
             torch.nn.init.constant_(model.policy.logit.bias, settings.keep_bias)
             if settings.policy_start:
-                model.policy.start_from(read_file(settings.policy_start))
+                start_policy(model.policy, settings.policy_start)
     if settings.resnet and not state:
         load_foreign(model.resnet, settings.resnet)
     return model

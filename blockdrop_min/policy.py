@@ -31,19 +31,6 @@ class PolicyNet(nn.Module):
         """[B, 3, H, W] -> features [B, C], those of the image pooled to half its size if `half`."""
         return self.features(F.avg_pool2d(x, 2) if self.half else x)
 
-    def start_from(self, resnet18):
-        """Copies the body from a torchvision ResNet-18's state_dict: the stem and the first block of each segment.
-
-        Raises ValueError, and changes nothing, if a tensor is missing or has another shape.
-        """
-        own = self.features.state_dict()
-        theirs = resnet18 if isinstance(resnet18, dict) else {}
-        state = {name: theirs.get(name, t if name.endswith("num_batches_tracked") else None) for name, t in own.items()}
-        for name, tensor in state.items():
-            if not isinstance(tensor, torch.Tensor) or tensor.shape != own[name].shape:
-                raise ValueError(f"the policy network cannot start here: {name} is missing or not {list(own[name].shape)}")
-        self.features.load_state_dict(state)
-
 
 def policy_net(num_blocks, family="cifar", width=None, half=None):
     """A `PolicyNet` for a ResNet of `num_blocks` blocks.

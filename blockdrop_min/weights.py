@@ -63,6 +63,16 @@ def fitting(network, state, what):
     return state
 
 
+def start_policy(policy, path):
+    """Starts a `PolicyNet` from a torchvision ResNet-18's file: its stem and the first block of each segment.
+
+    Raises ValueError, and changes nothing, if the file lacks a tensor of them, or has it in another shape.
+    """
+    own, theirs = policy.features.state_dict(), read_file(path)
+    theirs = {name: t for name, t in theirs.items() if name in own} if isinstance(theirs, Mapping) else {}
+    policy.features.load_state_dict(fitting(policy.features, theirs, path))
+
+
 def load_foreign(model, checkpoint):
     """Loads foreign weights into a `MaskedResNet`, a `PolicyNet` or a `BlockDrop`.
 

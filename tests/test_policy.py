@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torchvision
 from helpers import (
     Reference,
     alphas,
@@ -15,7 +14,6 @@ from helpers import (
     masks,
     policies,
     probabilities,
-    randomise,
     rng,
     seeds,
     small_policy_net,
@@ -344,35 +342,6 @@ def test_only_the_imagenet_policy_net_halves_the_image_unless_told_otherwise(fam
 def test_its_probabilities_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert small_policy_net(3).float()(images(1).float()).dtype == torch.float32
-
-
-def test_the_body_starts_from_torchvisions_resnet18_without_the_second_blocks():
-    theirs = randomise(torchvision.models.resnet18(), 3).double().eval()
-    net = policy_net(4, "imagenet").double().eval()
-    net.start_from(theirs.state_dict())
-    for i in range(1, 5):
-        del getattr(theirs, f"layer{i}")[1]
-    theirs.fc, x = torch.nn.Identity(), images(1, 64)
-    assert_same(net.embed(x), theirs(torch.nn.functional.avg_pool2d(x, 2)))
-
-
-def test_the_body_starts_from_a_file_that_lacks_num_batches_tracked():
-    net, source = policy_net(4, "imagenet", width=2), policy_net(4, "imagenet", width=2).features.state_dict()
-    net.start_from({name: t for name, t in source.items() if not name.endswith("num_batches_tracked")})
-    assert torch.equal(net.features.conv1.weight, source["conv1.weight"])
-
-
-@pytest.mark.parametrize("fault", ["missing", "another shape"])
-def test_a_start_from_unfit_weights_is_refused_and_changes_nothing(fault):
-    net, source = policy_net(4, "imagenet", width=2), policy_net(4, "imagenet", width=2).features.state_dict()
-    before = {name: t.clone() for name, t in net.state_dict().items()}
-    if fault == "missing":
-        del source["layer3.0.conv2.weight"]
-    else:
-        source["layer3.0.conv2.weight"] = torch.zeros(9, 8, 3, 3)
-    with pytest.raises(ValueError, match=r"layer3.0.conv2.weight is missing or not \[8, 8, 3, 3\]"):
-        net.start_from(source)
-    assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
 
 
 # ---------------------------------------------------------------------------------------------------------- edges

@@ -8,9 +8,10 @@ from collections import OrderedDict
 import pytest
 import torch
 import torchvision
-from helpers import authors_names, images, randomise, small_policy_net, small_resnet
+from helpers import assert_same, authors_names, images, randomise, small_policy_net, small_resnet
 
-from blockdrop_min import BlockDrop, load_foreign, resnet
+from blockdrop_min import BlockDrop, load_foreign, policy_net, resnet
+from blockdrop_min.weights import start_policy
 
 FAMILIES = pytest.mark.parametrize("family", ["cifar", "imagenet"])
 
@@ -150,6 +151,37 @@ def test_the_checkpoint_stays_as_it_is():
     names = [list(checkpoint["resnet"]), list(checkpoint["agent"])]
     load_foreign(pair(), checkpoint)
     assert [list(checkpoint["resnet"]), list(checkpoint["agent"])] == names
+
+
+def test_the_body_starts_from_torchvisions_resnet18_without_the_second_blocks(tmp_path):
+    theirs = randomise(torchvision.models.resnet18(), 3).double().eval()
+    net = policy_net(4, "imagenet").double().eval()
+    start_policy(net, saved(theirs.state_dict(), tmp_path / "file.pt"))
+    for i in range(1, 5):
+        del getattr(theirs, f"layer{i}")[1]
+    theirs.fc, x = torch.nn.Identity(), images(1, 64)
+    assert_same(net.embed(x), theirs(torch.nn.functional.avg_pool2d(x, 2)))
+
+
+def test_the_body_starts_from_a_file_that_lacks_num_batches_tracked(tmp_path):
+    net, source = policy_net(4, "imagenet", width=2), policy_net(4, "imagenet", width=2).features.state_dict()
+    start_policy(
+        net, saved({name: t for name, t in source.items() if not name.endswith("num_batches_tracked")}, tmp_path / "file.pt")
+    )
+    assert torch.equal(net.features.conv1.weight, source["conv1.weight"])
+
+
+@pytest.mark.parametrize("fault", ["missing", "another shape"])
+def test_a_start_from_unfit_weights_is_refused_and_changes_nothing(tmp_path, fault):
+    net, source = policy_net(4, "imagenet", width=2), policy_net(4, "imagenet", width=2).features.state_dict()
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    if fault == "missing":
+        del source["layer3.0.conv2.weight"]
+    else:
+        source["layer3.0.conv2.weight"] = torch.zeros(9, 8, 3, 3)
+    with pytest.raises(ValueError, match=r"file.pt.*layer3.0.conv2.weight"):
+        start_policy(net, saved(source, tmp_path / "file.pt"))
+    assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
 
 
 # ---------------------------------------------------------------------------------------------- laws: what is refused
