@@ -15,12 +15,12 @@ from .model import BlockDrop
 from .policy import PolicyNet
 from .resnet import MaskedResNet, check_policy, take
 
-PIECE = 32  # images that pass together on a CPU
+PIECE = 32  # images that pass together on a CPU, for each of its threads
 
 
 def piece_size(x):
     """Images of x [B, 3, H, W] that pass together."""
-    return PIECE if x.device.type == "cpu" else max(1, len(x))
+    return PIECE * torch.get_num_threads() if x.device.type == "cpu" else max(1, len(x))
 
 
 def fold(module):

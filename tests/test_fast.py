@@ -76,8 +76,8 @@ def test_a_fast_policy_network_gives_the_same_probabilities():
 
 # ---------------------------------------------------------------------------------------------------------- laws
 def test_a_large_batch_is_the_same_as_its_images_one_by_one():
-    net = randomise(resnet(8), 0).eval()
-    x, u, quick = images(2 * module.PIECE + 3).float(), policies(2 * module.PIECE + 3, 3), fast(net)
+    net, count = randomise(resnet(8), 0).eval(), 2 * module.piece_size(torch.empty(1)) + 3
+    x, u, quick = images(count).float(), policies(count, 3), fast(net)
     assert_close(quick(x, u), torch.cat([quick(x[i : i + 1], u[i]) for i in range(len(x))]))
 
 
