@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import torch
@@ -237,12 +238,12 @@ def profile_stages(model, data, settings, log, steps=10):
     columns, only_cpu = [], {} if torch.cuda.is_available() else {"activities": [ProfilerActivity.CPU]}
     for stage in filter(settings.epochs, settings.stage_list):
         state, optimizer = {"stage": stage, "epoch": settings.epochs(stage) - 1}, make_optimizer(model, stage, settings)
-        for count in (2, steps):  # the first ones warm up
+        for count, watch in ((2, nullcontext()), (steps, profile(acc_events=True, **only_cpu))):  # the first ones warm up
             few = replace(
                 data, train=data.train.subset(torch.arange(count * getattr(settings, f"{stage}_batch")) % len(data.train))
             )
             state |= {"step": 0, "sums": {}, "seconds": 0.0}
-            with profile(acc_events=True, **only_cpu) as seen:
+            with watch as seen:
                 train_one_epoch(model, optimizer, few, state, settings, log, [])
         spent = {event.key: (event.device_time_total or event.cpu_time_total) / 1e3 for event in seen.key_averages()}
         column = [spent.get(part, 0.0) / steps for part in parts]

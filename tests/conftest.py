@@ -6,13 +6,14 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 SHARED = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("explore", max_examples=25, **SHARED)
+settings.register_profile("default", max_examples=10, **SHARED)
+settings.register_profile("explore", max_examples=100, **SHARED)  # --hypothesis-profile=explore: minutes
 settings.register_profile("ci", max_examples=10, derandomize=True, **SHARED)
 # For tests/faults: the first failure is enough. To make it smaller takes longer than all examples.
 ONCE = dict(derandomize=True, phases=[Phase.explicit, Phase.generate], **SHARED)
 settings.register_profile("faults", max_examples=15, **ONCE)
 settings.register_profile("quick", max_examples=4, **ONCE)
-settings.load_profile("ci" if os.environ.get("CI") else "explore")
+settings.load_profile("ci" if os.environ.get("CI") else "default")
 torch.set_num_threads(1)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
@@ -201,7 +202,8 @@ def test_stages_one_by_one_give_the_same_bits_as_in_one_go(finished, tmp_path):
     assert differences(tmp_path, finished[0]) == []
 
 
-def test_a_profile_says_where_the_time_of_a_step_goes_and_saves_nothing(tmp_path, capsys):
+def test_a_profile_says_where_the_time_of_a_step_goes_and_saves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "profile_stages", partial(train.profile_stages, steps=2))
     assert train.main([*SHORT, "--out", str(tmp_path), "--profile"]) == 0
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
     spent = {name: [float(cell or 0) for cell in cells] for name, *cells in rows}
