@@ -412,6 +412,13 @@ def test_sparse_execution_of_a_block_that_no_image_keeps_leaves_its_statistics_a
     assert all(torch.equal(before[name], tensor) for name, tensor in net.blocks[1].state_dict().items())
 
 
+def test_the_blocks_can_be_run_in_parts():
+    net, x, u = small_resnet((2, 3), (3, 4)), images(4), policies(4, 5)
+    keep = u.bool()
+    halves = net.run(net.run(net.stem(x), keep[:, :2]), keep[:, 2:], 2)
+    assert torch.equal(net.head(halves), net(x, u, execute="sparse"))
+
+
 def test_a_network_without_classifier_gives_features():
     net = small_resnet(classes=None)
     assert net(images(2)).shape == (2, net.num_features) == (2, 5)

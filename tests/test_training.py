@@ -10,6 +10,7 @@ from helpers import assert_same, few, gradients, masks, policies, rng, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import batch, bits, pair, short_run
+from torch.profiler import ProfilerActivity, profile
 
 from blockdrop_min import bound, entropy, force_on, greedy, policy_loss, sample
 from blockdrop_min.fast import fast
@@ -271,6 +272,17 @@ def test_a_snapshot_of_the_frozen_resnet_gives_the_same_step():
     quick, seen_quick = step(model, x, y, frozen=fast(model.resnet))
     assert all(torch.equal(seen[name], seen_quick[name]) for name in seen)
     assert_same(gradients(quick, model.policy), gradients(slow, alone.policy), 1e-12)
+
+
+@pytest.mark.parametrize(("stage", "parts"), [
+    ("pretrain", {"ResNet, sampled"}), ("curriculum", {"policy network", "ResNet, sampled and greedy"}),
+    ("finetune", {"policy network", "ResNet, sampled", "ResNet, greedy"}),
+])  # fmt: skip
+def test_a_profiler_sees_the_parts_of_a_step_by_name(stage, parts):
+    model, (x, y) = ready(stage), batch()
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+        pretrain_step(model, x, y, 0.5, rng(0)) if stage == "pretrain" else step(model, x, y, joint=stage == "finetune")
+    assert {event.key for event in seen.key_averages() if event.is_user_annotation} == parts
 
 
 def test_what_two_policies_share_runs_once():
