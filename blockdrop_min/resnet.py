@@ -174,7 +174,7 @@ class MaskedResNet(nn.Module):
         return self.head(run_blocks(self.blocks, self.stem(x), keep, run))
 
     def run(self, x, keep, first=0):
-        """Sparsely, the blocks from `first` on that `keep` [B, n] bool, on the CPU, has columns for. x is a block's input."""
+        """The n blocks from `first` on, sparsely. x: [B, C, H, W], the first one's input.    keep: [B, n] bool, on the CPU."""
         return run_blocks(self.blocks[first : first + keep.shape[1]], x, keep, run_sparse)
 
 
