@@ -105,6 +105,8 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         train, classes = cifar(name, root, True)
         test = cifar(name, root, False)[0] if with_test else None
     else:
+        if name == "imagenet" and image_size > STREAM_SIZE:
+            raise ValueError(f"--image-size is {image_size}; it must be at most {STREAM_SIZE}, to which imagenet is resized")
         size = STREAM_SIZE if name == "imagenet" else image_size
         in_memory = name == "folder"
         train, classes = folder(Path(root), ("train",), size, in_memory)
@@ -114,8 +116,6 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         if test and in_memory and test.images.shape[1:] != train.images.shape[1:]:
             sides = f"{test.images.shape[-1]} pixels wide and training images {train.images.shape[-1]}"
             raise ValueError(f"{root}: test images are {sides}; resize them with --image-size")
-        if name == "imagenet" and image_size > STREAM_SIZE:
-            raise ValueError(f"--image-size is {image_size}; it must be at most {STREAM_SIZE}, to which imagenet is resized")
     train_images = train_images or len(train)
     if not (0 < val_images < train_images <= len(train)):
         raise ValueError(f"{train_images} training images with {val_images} for validation cannot be cut from {len(train)}")
