@@ -130,7 +130,8 @@ def draw(run, data, results):
     u = results["blockdrop"].u
     pictures.keep_rates(u, data.test.labels.cpu(), data.classes, paths[0])
     pictures.extremes(data.test, u, data.classes, paths[1])
-    pictures.tradeoff({NAMES.get(name, name): (r.flops_mean, r.accuracy) for name, r in results.items()}, paths[2])
+    published = pictures.PUBLISHED if " ".join(data.classes) == pictures.CIFAR10 else None
+    pictures.tradeoff({NAMES.get(name, name): (r.flops_mean, r.accuracy) for name, r in results.items()}, paths[2], published)
     return paths
 
 

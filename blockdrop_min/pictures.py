@@ -7,6 +7,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
 INK, FAINT = (30, 30, 40), (205, 205, 215)
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+PUBLISHED = {  # on these classes, (10^8 FLOPs, accuracy %), from the paper's figure 4: finetuned BlockDrop, and its rivals
+    "ResNet": [(0.52, 90.2), (0.81, 91.3), (1.09, 92.1), (1.37, 92.3), (5.06, 93.2)],
+    "BlockDrop": [(0.87, 91.3), (1.16, 92.3), (1.53, 93.1), (1.83, 93.6)],
+    "SACT": [(0.76, 91.6), (1.08, 91.9), (1.19, 92.5), (3.14, 93.4)],
+    "ACT": [(0.96, 91.4), (1.27, 92.4), (2.04, 92.9), (3.78, 93.5)],
+    "PFEC": [(1.81, 93.1), (4.26, 93.6)],
+    "LCCL": [(0.52, 91.7), (0.98, 92.6), (1.30, 92.7)],
+}
 COLOURS = [(60, 60, 70), (214, 39, 40), (31, 119, 180), (255, 140, 0), (44, 140, 44), (148, 103, 189), (140, 86, 75)]
 
 
@@ -57,30 +66,33 @@ def extremes(split, u, classes, path, each=5):
     image.save(path)
 
 
-def tradeoff(points, path):
-    """Accuracy against FLOPs, both means over the test set. points: name -> (FLOPs, accuracy in [0, 1])."""
+def tradeoff(points, path, published=None):
+    """Accuracy against FLOPs, both means over the test set.
+
+    points: name -> (FLOPs, accuracy in [0, 1]).    published: other people's results, `PUBLISHED`, as thin lines.
+    """
     width, height, left, bottom, top, right = 760, 460, 70, 60, 40, 190
     image, draw = canvas(width, height)
-    xs, ys = [f / 1e6 for f, _ in points.values()], [100 * a for _, a in points.values()]
+    lines = {f"{name}, paper": [(100 * f, a) for f, a in series] for name, series in (published or {}).items()}
+    points = {name: [(f / 1e6, 100 * a)] for name, (f, a) in points.items()}
+    xs, ys = zip(*(point for series in (points | lines).values() for point in series), strict=True)
     x_high, y_low, y_high = max(xs) * 1.08, math.floor(min(ys) - 0.5), math.ceil(max(ys) + 0.5)
-    across, up = (width - left - right) / x_high, (height - bottom - top) / (y_high - y_low)
 
     def place(x, y):
-        return left + x * across, height - bottom - (y - y_low) * up
+        return left + x / x_high * (width - left - right), top + (y_high - y) / (y_high - y_low) * (height - bottom - top)
 
     write(draw, (left, 18), "accuracy % against FLOPs", 15)
     write(draw, ((left + width - right) / 2, height - 18), "million FLOPs an image, policy network included", anchor="mm")
     for i in range(6):
         x, y = x_high * i / 5, y_low + (y_high - y_low) * i / 5
-        (px, _), (_, py) = place(x, y_low), place(0, y)
-        draw.line((px, top, px, height - bottom), FAINT)
-        draw.line((left, py, width - right, py), FAINT)
-        write(draw, (px, height - bottom + 14), f"{x:.0f}", 12, "mm")
-        write(draw, (left - 8, py), f"{y:.1f}", 12, "rm")
-    for i, (name, x, y) in enumerate(zip(points, xs, ys, strict=True)):
-        px, py = place(x, y)
-        colour, row = COLOURS[i % len(COLOURS)], top + 12 + 20 * i
-        draw.ellipse((px - 6, py - 6, px + 6, py + 6), fill=colour, outline="white")
-        draw.ellipse((width - right + 14, row - 5, width - right + 24, row + 5), fill=colour)
+        draw.line((*place(x, y_low), *place(x, y_high)), FAINT)
+        draw.line((*place(0, y), *place(x_high, y)), FAINT)
+        write(draw, (place(x, 0)[0], height - bottom + 14), f"{x:.0f}", 12, "mm")
+        write(draw, (left - 8, place(0, y)[1]), f"{y:.1f}", 12, "rm")
+    for i, (name, series) in enumerate((points | lines).items()):
+        colour, row, size = COLOURS[i % len(COLOURS)], top + 12 + 20 * i, 3 if name in lines else 6
+        draw.line([place(*point) for point in series], colour)
+        for x, y in [*(place(*point) for point in series), (width - right + 19, row)]:
+            draw.ellipse((x - size, y - size, x + size, y + size), fill=colour, outline="white")
         write(draw, (width - right + 32, row), name, 12)
     image.save(path)

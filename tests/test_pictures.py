@@ -6,8 +6,10 @@ from helpers import rng
 from PIL import Image
 from runs import split
 
-from blockdrop_min.data import Split
-from blockdrop_min.pictures import COLOURS, extremes, keep_rates, tradeoff
+import evaluate
+from blockdrop_min.data import Data, Split
+from blockdrop_min.pictures import CIFAR10, COLOURS, PUBLISHED, extremes, keep_rates, tradeoff
+from blockdrop_min.report import Result
 
 DARK, WHITE = (8, 48, 107), (255, 255, 255)
 
@@ -32,8 +34,8 @@ def faces(tmp_path, part, u, classes, name="faces.png", **options):
     return opened(tmp_path / name)
 
 
-def plot(tmp_path, points, name="plot.png"):
-    tradeoff(points, tmp_path / name)
+def plot(tmp_path, points, published=None, name="plot.png"):
+    tradeoff(points, tmp_path / name, published)
     return opened(tmp_path / name)
 
 
@@ -106,6 +108,32 @@ def test_other_numbers_and_other_names_give_another_tradeoff(tmp_path):
     base = {"ours": (1e8, 0.9), "rival": (2e8, 0.8)}
     others = [base | {"ours": (1e8, 0.91)}, base | {"ours": (1.2e8, 0.9)}, {"ours": (1e8, 0.9), "other": (2e8, 0.8)}]
     assert len({plot(tmp_path, points).tobytes() for points in (base, *others)}) == 4
+
+
+def test_published_results_are_a_line_beside_ours_on_the_same_axes(tmp_path):
+    image = plot(tmp_path, {"ours": (1e8, 0.9)}, {"theirs": [(0.5, 85.0), (2.0, 95.0)]})
+    pixels = image.load()
+    line = [(x, y) for x in range(70, 570) for y in range(image.height) if pixels[x, y] == COLOURS[1]]
+    ours = [x for x in range(70, 570) for y in range(image.height) if pixels[x, y] == COLOURS[0]]
+    (left, low), (right, high) = min(line), max(line)
+    assert low > high and (right - 70) / (left - 70) == pytest.approx(4, abs=0.3)
+    assert sum(ours) / len(ours) - 70 == pytest.approx((right - 70) / 2, abs=4)
+
+
+@pytest.mark.parametrize(("classes", "lines"), [(CIFAR10.split(), PUBLISHED), (CIFAR10.split()[:5], None)])
+def test_the_papers_points_are_drawn_for_the_ten_classes_of_cifar_alone(tmp_path, monkeypatch, classes, lines):
+    drawn = []
+    monkeypatch.setattr("blockdrop_min.pictures.tradeoff", lambda points, path, published: drawn.append(published))
+    part = split(20, classes=len(classes))
+    data = Data(part, part, part, tuple(classes), (0.0,) * 3, (1.0,) * 3, 32, 4)
+    u = torch.ones(20, 3)
+    evaluate.draw(tmp_path, data, {"blockdrop": Result(u[:, 0] > 0, u, u.sum(1), 3)})
+    assert drawn == [lines]
+
+
+def test_the_papers_points_are_those_of_its_text():
+    assert PUBLISHED["BlockDrop"][-1] == (1.83, 93.6) and PUBLISHED["ResNet"][-1] == (5.06, 93.2)
+    assert all(0.5 < flops < 5.1 and 90 < accuracy < 94 for series in PUBLISHED.values() for flops, accuracy in series)
 
 
 # --------------------------------------------------------------------------------------------------------- edges
