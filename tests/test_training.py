@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from runs import batch, bits, pair, short_run
 from torch.profiler import ProfilerActivity, profile
 
+import train
 from blockdrop_min import bound, entropy, force_on, greedy, policy_loss, sample
 from blockdrop_min.fast import fast
 from blockdrop_min.settings import Settings
@@ -117,6 +118,22 @@ def test_the_learning_rate_by_hand():
     }
     assert steps == {"curriculum": [1, 1, 1, 1], "finetune": [1, 1, 0.1, 0.1]}
     assert [learning_rate("step", "pretrain", progress) for progress in (0.1, 0.6)] == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("stage", "anneal_by", "expected"),
+    [
+        ("finetune", 0.8, [(0.8, 0.05), (0.9, 0.025), (1.0, 0.0), (1.0, 0.0)]),
+        ("finetune", 0.0, [(0.8, 0.05)] * 4),
+        ("curriculum", 0.8, [(0.8, 0.1)] * 4),
+    ],
+)
+def test_exploration_fades_in_finetuning_alone(monkeypatch, stage, anneal_by, expected):
+    seen, (x, y) = [], batch()
+    monkeypatch.setattr(train, "policy_step", lambda *arguments: seen.append(arguments[4:6]))  # alpha, beta
+    for progress in (0, 0.4, 0.8, 1):
+        train.take_step(ready(stage), stage, Settings(anneal_by=anneal_by), x, y, ALL, progress, rng(0))
+    assert seen == [pytest.approx(pair) for pair in expected]
 
 
 # ----------------------------------------------------------------------------------------------------- two roads
