@@ -129,7 +129,7 @@ class Settings:
 PAPER = dict(
     policy_width=16, policy_half=False, keep_bias=0.0, drop=0.0, curriculum_batch=2048, curriculum_epochs=5000,
     curriculum_lr=1e-3, curriculum_gamma=1.0, warm_epochs=0, free_by=0.0, finetune_batch=256, finetune_epochs=2000,
-    finetune_lr=1e-4, finetune_gamma=10.0, full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0,
+    finetune_lr=1e-4, finetune_gamma=10.0, full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0, anneal_by=0.0,
 )  # fmt: skip
 CIFAR10 = dict(data="cifar10", val_images=5000, pretrain_epochs=30, curriculum_epochs=10, finetune_epochs=20)
 IMAGENET = PAPER | dict(
