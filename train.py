@@ -94,10 +94,12 @@ def take_step(model, stage, settings, x, y, free, progress, generator, frozen=No
         return fixed_policy_step(model, x, y)
     if stage == "curriculum" and not free.any():
         return warm_step(model, x, y)
-    joint = stage == "finetune"
+    joint, alpha = stage == "finetune", settings.alpha
     beta, gamma = (settings.finetune_beta, settings.finetune_gamma) if joint else (settings.beta, settings.curriculum_gamma)
-    settled = min(1.0, progress / settings.settle_by) if joint and settings.settle_by else 0.0
-    return policy_step(model, x, y, free, settings.alpha, beta, gamma, generator, joint, settings.full_share, frozen, settled)
+    if joint and settings.anneal_by:  # so that the ResNet ends on the policies that it will be used with
+        fade = min(1.0, progress / settings.anneal_by)
+        alpha, beta = alpha + (1 - alpha) * fade, beta * (1 - fade)
+    return policy_step(model, x, y, free, alpha, beta, gamma, generator, joint, settings.full_share, frozen)
 
 
 def free_in(stage, epoch, settings, num_blocks):

@@ -76,19 +76,18 @@ def correct_under_both(resnet, x, y, u, v):
     return correct_u, correct_u.index_copy(0, twice.to(x.device), differs)
 
 
-def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, full_share=0.0, frozen=None, settled=0.0):
+def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, full_share=0.0, frozen=None):
     """The policy gradient step of the curriculum and, with `joint`, of finetuning.
 
     loss = policy_loss - beta x entropy, and if `joint` + the cross-entropy of the sampled pass.
 
     free: [K] bool, the blocks that the policy decides on; the others are forced on.    full_share: this share of the
     batch also passes the ResNet with all blocks on and adds to the cross-entropy, which keeps the full network good.
-    frozen: without `joint`, what passes for the ResNet: a faster snapshot of it (`fast`).    settled: weight of the greedy
-    policy in the probabilities that are sampled from; at 1 the policy has no gradient, and the ResNet learns what it will meet.
+    frozen: without `joint`, what passes for the ResNet: a faster snapshot of it (`fast`).
     """
     with record_function("policy network"):
         s = model.policy(x)  # [B, K]
-    s_bounded = (1 - settled) * bound(s, alpha) + settled * greedy(s.detach())
+    s_bounded = bound(s, alpha)
     u = force_on(sample(s_bounded, generator), free)
     u_greedy = force_on(greedy(s.detach()), free)
 

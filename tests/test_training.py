@@ -13,7 +13,7 @@ from runs import batch, bits, pair, short_run
 from torch.profiler import ProfilerActivity, profile
 
 import train
-from blockdrop_min import bound, entropy, force_on, greedy, policy_loss, reward, sample
+from blockdrop_min import bound, entropy, force_on, greedy, policy_loss, sample
 from blockdrop_min.fast import fast
 from blockdrop_min.settings import Settings
 from blockdrop_min.training import (
@@ -121,37 +121,19 @@ def test_the_learning_rate_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("stage", "settle_by", "expected"),
-    [("finetune", 0.8, [0, 0.5, 1, 1]), ("finetune", 0, [0] * 4), ("curriculum", 0.8, [0] * 4)],
+    ("stage", "anneal_by", "expected"),
+    [
+        ("finetune", 0.8, [(0.8, 0.05), (0.9, 0.025), (1.0, 0.0), (1.0, 0.0)]),
+        ("finetune", 0.0, [(0.8, 0.05)] * 4),
+        ("curriculum", 0.8, [(0.8, 0.1)] * 4),
+    ],
 )
-def test_sampling_gives_way_to_the_greedy_policy_in_finetuning_alone(monkeypatch, stage, settle_by, expected):
+def test_exploration_fades_in_finetuning_alone(monkeypatch, stage, anneal_by, expected):
     seen, (x, y) = [], batch()
-    monkeypatch.setattr(train, "policy_step", lambda *arguments: seen.append(arguments[-1]))
+    monkeypatch.setattr(train, "policy_step", lambda *arguments: seen.append(arguments[4:6]))  # alpha, beta
     for progress in (0, 0.4, 0.8, 1):
-        train.take_step(ready(stage), stage, Settings(settle_by=settle_by), x, y, ALL, progress, rng(0))
-    assert seen == pytest.approx(expected)
-
-
-@few
-@given(seeds, st.sampled_from([0.25, 0.75]))
-def test_a_half_settled_policy_is_sampled_between_its_probabilities_and_its_greedy_choice(seed, settled):
-    model, (x, y) = ready("curriculum"), batch(seed=seed)
-    s = copy.deepcopy(model).policy(x)
-    s_bounded = bound(s, ALPHA) + settled * (greedy(s) - bound(s, ALPHA))
-    u, u_greedy = sample(s_bounded, rng(seed)), greedy(s)
-    R, R_greedy = (reward(v, correct_under(model.resnet, x, y, v), GAMMA) for v in (u, u_greedy))
-    expected = policy_loss(s_bounded, u, R - R_greedy) - BETA * entropy(s_bounded)
-    assert_same(step(model, x, y, seed=seed, settled=settled)[0], expected, 1e-6)
-
-
-def test_a_settled_policy_is_greedy_and_learns_nothing_while_the_resnet_does():
-    model, (x, y) = ready("finetune"), batch()
-    logits = copy.deepcopy(model).resnet(x, greedy(copy.deepcopy(model).policy(x)), execute="sparse")
-    loss, _ = step(model, x, y, joint=True, settled=1.0)
-    loss.backward()
-    assert_same(loss, F.cross_entropy(logits, y), 1e-6)
-    assert all(p.grad is None or not p.grad.any() for p in model.policy.parameters())
-    assert any(p.grad.any() for p in model.resnet.parameters())
+        train.take_step(ready(stage), stage, Settings(anneal_by=anneal_by), x, y, ALL, progress, rng(0))
+    assert seen == [pytest.approx(pair) for pair in expected]
 
 
 # ----------------------------------------------------------------------------------------------------- two roads
