@@ -131,7 +131,10 @@ PAPER = dict(
     curriculum_lr=1e-3, curriculum_gamma=1.0, warm_epochs=0, free_by=0.0, finetune_batch=256, finetune_epochs=2000,
     finetune_lr=1e-4, finetune_gamma=10.0, full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0, anneal_by=0.0,
 )  # fmt: skip
-CIFAR10 = dict(data="cifar10", val_images=5000, pretrain_epochs=30, curriculum_epochs=10, finetune_epochs=20)
+CIFAR10 = dict(
+    data="cifar10", val_images=5000, policy_width=16, pretrain_epochs=30, pretrain_batch=128, pretrain_lr=0.1,
+    curriculum_epochs=12, curriculum_gamma=2.0, warm_epochs=3, finetune_epochs=20, anneal_by=0.8,
+)  # fmt: skip
 IMAGENET = PAPER | dict(
     data="imagenet", family="imagenet", depth=101, val_images=10_000, policy_width=64, policy_half=True, pretrain_epochs=0,
     curriculum_epochs=45, finetune_batch=320, finetune_epochs=10, finetune_gamma=5.0, workers=16,
