@@ -96,10 +96,10 @@ def take_step(model, stage, settings, x, y, free, progress, generator, frozen=No
         return warm_step(model, x, y)
     joint, alpha = stage == "finetune", settings.alpha
     beta, gamma = (settings.finetune_beta, settings.finetune_gamma) if joint else (settings.beta, settings.curriculum_gamma)
-    if joint and settings.anneal_by:  # so that the ResNet ends on the policies that it will be used with
-        fade = min(1.0, progress / settings.anneal_by)
-        alpha, beta = alpha + (1 - alpha) * fade, beta * (1 - fade)
-    return policy_step(model, x, y, free, alpha, beta, gamma, generator, joint, settings.full_share, frozen)
+    # Exploration may fade in finetuning, so that the ResNet ends on the policies that it will be used with.
+    fade = min(1.0, progress / settings.anneal_by) if joint and settings.anneal_by else 0.0
+    return policy_step(model, x, y, free, alpha + (1 - alpha) * fade, beta * (1 - fade), gamma, generator, joint,
+                       settings.full_share, frozen)  # fmt: skip
 
 
 def free_in(stage, epoch, settings, num_blocks):
