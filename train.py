@@ -23,7 +23,7 @@ from blockdrop_min.log import Log
 from blockdrop_min.process import Stop, average, first_alone, locked, processes, rank, share, signals, skip, team, total
 from blockdrop_min.report import run_policy
 from blockdrop_min.settings import STAGES, choose_device, flag, parse
-from blockdrop_min.training import fixed_policy_step, policy_step, pretrain_step, set_mode, warm_step
+from blockdrop_min.training import policy_step, pretrain_step, set_mode, settled_step, warm_step
 from blockdrop_min.weights import fitting, start_policy
 
 MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "epochs_per_checkpoint", "device",
@@ -90,14 +90,14 @@ def take_step(model, stage, settings, x, y, free, progress, generator, frozen=No
     """The loss of one step of a stage, and what it saw of each image. progress: the share of the stage that is done."""
     if stage == "pretrain":  # plain at first: dropping sets in after a fifth of the steps, fully after two fifths
         return pretrain_step(model, x, y, settings.drop * min(1.0, max(0.0, progress / 0.2 - 1)), generator)
-    if settings.policy != "learned":
-        return fixed_policy_step(model, x, y)
     if stage == "curriculum" and not free.any():
         return warm_step(model, x, y)
     joint, alpha = stage == "finetune", settings.alpha
     beta, gamma = (settings.finetune_beta, settings.finetune_gamma) if joint else (settings.beta, settings.curriculum_gamma)
-    # Exploration may fade in finetuning, so that the ResNet ends on the policies that it will be used with.
-    fade = min(1.0, progress / settings.anneal_by) if joint and settings.anneal_by else 0.0
+    # Exploration may fade in finetuning, and the policy then settle, so that the ResNet learns what it will be used with.
+    fade = min(1.0, progress / settings.settle_by) if joint and settings.settle_by else 0.0
+    if settings.policy != "learned" or fade == 1:
+        return settled_step(model, x, y, gamma)
     return policy_step(model, x, y, free, alpha + (1 - alpha) * fade, beta * (1 - fade), gamma, generator, joint,
                        settings.full_share, frozen)  # fmt: skip
 
@@ -232,11 +232,13 @@ def train(model, data, state, settings, out, log):
 
 
 def profile_stages(model, data, settings, log, steps=10):
-    """`--profile`: says how many milliseconds each part of a step takes, a mean over `steps` of a stage's last epoch."""
+    """`--profile`: says how many milliseconds each part of a step takes, a mean over `steps`: of a stage's last
+    epoch, in which all blocks are free, and of the first of finetuning, in which both networks learn."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no word on a GPU that is not there
     activities = None if torch.cuda.is_available() else [ProfilerActivity.CPU]
     for stage in filter(settings.epochs, settings.stage_list):
-        state, optimizer = {"stage": stage, "epoch": settings.epochs(stage) - 1}, make_optimizer(model, stage, settings)
+        state, optimizer = {"stage": stage}, make_optimizer(model, stage, settings)
+        state["epoch"] = 0 if stage == "finetune" else settings.epochs(stage) - 1
         for count, watch in ((2, nullcontext()), (steps, profile(activities=activities, acc_events=True))):  # first warm up
             images = torch.arange(count * getattr(settings, f"{stage}_batch")) % len(data.train)
             state |= {"step": 0, "sums": {}, "seconds": 0.0}

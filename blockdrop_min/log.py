@@ -7,19 +7,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
 
-# Column: (heading, width, what of the row it shows)
-COLUMNS = {
-    "stage": ("stage", 10, lambda row: row["stage"]),
-    "epoch": ("epoch", 7, lambda row: f"{row['epoch'] + 1}/{row['epochs']}"),
-    "free": ("free", 4, lambda row: row["free"]),
-    "loss": ("loss", 8, lambda row: f"{row['loss']:.4f}"),
-    "accuracy": ("acc %", 6, lambda row: f"{100 * row['accuracy']:.2f}"),
-    "blocks": ("blocks", 13, lambda row: f"{row['blocks_mean']:.2f} ± {row['blocks_std']:.2f}"),
-    "R": ("R", 7, lambda row: "" if row["R"] is None else f"{row['R']:.3f}"),
-    "A": ("A", 7, lambda row: "" if row["A"] is None else f"{row['A']:.3f}"),
-    "distinct": ("distinct", 8, lambda row: row["distinct_policies"]),
-    "seconds": ("sec", 7, lambda row: f"{row['seconds']:.1f}"),
-}
+COLUMNS = [  # (heading, width, what of the row it shows)
+    ("stage", 10, lambda row: row["stage"]),
+    ("epoch", 7, lambda row: f"{row['epoch'] + 1}/{row['epochs']}"),
+    ("free", 4, lambda row: row["free"]),
+    ("loss", 8, lambda row: f"{row['loss']:.4f}"),
+    ("acc %", 6, lambda row: f"{100 * row['accuracy']:.2f}"),
+    ("blocks", 13, lambda row: f"{row['blocks_mean']:.2f} ± {row['blocks_std']:.2f}"),
+    ("R", 7, lambda row: "" if row["R"] is None else f"{row['R']:.3f}"),
+    ("A", 7, lambda row: "" if row["A"] is None else f"{row['A']:.3f}"),
+    ("distinct", 8, lambda row: row["distinct_policies"]),
+    ("sec", 7, lambda row: f"{row['seconds']:.1f}"),
+]
 
 
 class Log:
@@ -44,11 +43,11 @@ class Log:
 
     def head(self):
         """The headings of the columns."""
-        self.say("  ".join(f"{heading:>{width}}" for heading, width, _ in COLUMNS.values()))
+        self.say("  ".join(f"{heading:>{width}}" for heading, width, _ in COLUMNS))
 
     def row(self, row):
         """The row of an epoch, as metrics.jsonl has it."""
-        self.say("  ".join(f"{show(row):>{width}}" for _, width, show in COLUMNS.values()))
+        self.say("  ".join(f"{show(row):>{width}}" for _, width, show in COLUMNS))
 
     def epoch(self, stage, epoch, epochs, steps, done):
         """Begins an epoch of `steps` steps of which some may be done."""

@@ -70,7 +70,12 @@ class Settings:
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
     beta: float = option(0.1, "weight of the entropy bonus in the curriculum (authors: 0.1)", 0)
     finetune_beta: float = option(0.05, "weight of the entropy bonus in finetuning (authors: 0)", 0)
-    anneal_by: float = option(0.0, "share of finetuning in which alpha rises to 1 and beta falls to 0; 0 = none (paper)", 0, 1)
+    settle_by: float = option(
+        0.0,
+        "share of finetuning in which alpha rises to 1 and beta falls to 0; then the ResNet learns alone; 0 = never (paper)",
+        0,
+        1,
+    )
     # The run
     seed: int = option(0, "seed of all randomness", 0, 2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -129,11 +134,11 @@ class Settings:
 PAPER = dict(
     policy_width=16, policy_half=False, keep_bias=0.0, drop=0.0, curriculum_batch=2048, curriculum_epochs=5000,
     curriculum_lr=1e-3, curriculum_gamma=1.0, warm_epochs=0, free_by=0.0, finetune_batch=256, finetune_epochs=2000,
-    finetune_lr=1e-4, finetune_gamma=10.0, full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0, anneal_by=0.0,
+    finetune_lr=1e-4, finetune_gamma=10.0, full_share=0.0, schedule="step", beta=0.1, finetune_beta=0.0, settle_by=0.0,
 )  # fmt: skip
 CIFAR10 = dict(
     data="cifar10", val_images=5000, policy_width=16, pretrain_epochs=30, pretrain_batch=128, pretrain_lr=0.1,
-    curriculum_epochs=12, curriculum_gamma=2.0, warm_epochs=3, finetune_epochs=20, anneal_by=0.8,
+    curriculum_epochs=12, curriculum_gamma=2.0, warm_epochs=3, finetune_epochs=20, settle_by=0.8,
 )  # fmt: skip
 IMAGENET = PAPER | dict(
     data="imagenet", family="imagenet", depth=101, val_images=10_000, policy_width=64, policy_half=True, pretrain_epochs=0,

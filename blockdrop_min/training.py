@@ -111,7 +111,12 @@ def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, f
     return loss, {"correct": correct, "R": R, "A": A}
 
 
-def fixed_policy_step(model, x, y):
-    """Finetuning of the ResNet under a policy that does not learn: cross-entropy alone."""
-    logits = model.resnet(x, model.policy.u, execute="sparse")
-    return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
+def settled_step(model, x, y, gamma):
+    """Finetuning of the ResNet alone, by cross-entropy, under a policy that does not learn, or learns no more: the greedy one."""
+    with torch.no_grad(), record_function("policy network"):
+        u = greedy(model.policy.eval()(x))  # [B, K]
+    with record_function("ResNet, sampled"):
+        logits = model.resnet(x, u, execute="sparse")
+    correct = logits.detach().argmax(1) == y
+    R = reward(u, correct, gamma)
+    return F.cross_entropy(logits, y), {"correct": correct, "R": R, "A": torch.zeros_like(R)}

@@ -105,7 +105,7 @@ def test_the_settings_are_written_as_they_were(finished):
 
 def test_into_a_pipe_goes_one_header_and_one_row_an_epoch(finished):
     lines = finished[1].stdout.splitlines()
-    headings = [heading for heading, _, _ in COLUMNS.values()]
+    headings = [heading for heading, _, _ in COLUMNS]
     assert [re.split(r"  +", line.strip()) for line in lines].count(headings) == 1
     shown = [line.split()[:2] for line in lines if re.match(r" *(pretrain|curriculum|finetune) +\d+/\d", line)]
     assert shown == [[stage, f"{epoch + 1}/{dict(EPOCHS)[stage] + 1}"] for stage, epoch in EPOCHS]

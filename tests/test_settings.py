@@ -79,7 +79,7 @@ def test_a_flag_sets_the_setting_of_its_name(name):
     value = {
         "data": "folder", "data_dir": "there", "family": "imagenet", "depth": 18, "policy": "first:2", "stages": "pretrain",
         "schedule": "step", "alpha": 0.9, "drop": 0.125, "free_by": 0.125, "full_share": 0.25, "device": "cpu", "image_size": 64,
-        "anneal_by": 0.5,
+        "settle_by": 0.5,
     }.get(name)  # fmt: skip
     default = getattr(Settings(), name)
     if isinstance(default, bool):
@@ -121,7 +121,7 @@ def test_presets_are_what_their_names_say(preset, data, num_blocks):
         "alpha": 0.8, "policy_width": 16, "policy_half": False, "drop": 0, "full_share": 0, "free_by": 0, "schedule": "step",
         "curriculum_batch": 2048, "curriculum_epochs": 5000, "curriculum_lr": 1e-3, "curriculum_gamma": 1, "beta": 0.1,
         "finetune_batch": 256, "finetune_epochs": 2000, "finetune_lr": 1e-4, "finetune_gamma": 10, "finetune_beta": 0,
-        "anneal_by": 0,
+        "settle_by": 0,
     }.items(),
 )  # fmt: skip
 def test_the_recipe_of_the_paper_and_its_authors_on_cifar(preset, name, value):
@@ -133,7 +133,7 @@ def test_the_recipe_of_the_paper_and_its_authors_on_cifar(preset, name, value):
     {
         "alpha": 0.8, "policy_width": 64, "policy_half": True, "full_share": 0, "free_by": 0, "image_size": 0,
         "curriculum_batch": 2048, "curriculum_epochs": 45, "curriculum_lr": 1e-3, "beta": 0.1, "finetune_batch": 320,
-        "finetune_epochs": 10, "finetune_lr": 1e-4, "finetune_gamma": 5, "finetune_beta": 0, "anneal_by": 0,
+        "finetune_epochs": 10, "finetune_lr": 1e-4, "finetune_gamma": 5, "finetune_beta": 0, "settle_by": 0,
     }.items(),
 )  # fmt: skip
 def test_the_recipe_of_the_paper_and_its_authors_on_imagenet(name, value):
@@ -161,7 +161,7 @@ def test_random_policies_of_different_seeds_differ():
         ("alpha", "0.5", "(0.5, 1]"), ("alpha", "1.01", "1.01"), ("alpha", "nan", "nan"), ("beta", "-0.1", "at least 0"),
         ("curriculum-gamma", "-1", "at least 0"), ("finetune-gamma", "-1", "at least 0"), ("finetune-gamma", "nan", "nan"),
         ("drop", "1.5", "between 0 and 1"), ("full-share", "-0.1", "between 0 and 1"), ("free-by", "2", "between 0 and 1"),
-        ("anneal-by", "-1", "between 0 and 1"),
+        ("settle-by", "-1", "between 0 and 1"),
         ("policy", "first:0", "between 1 and 9"), ("policy", "first:99", "between 1 and 9"), ("policy", "last:3", "first:K"),
         ("policy", "first", "first:K"), ("policy", "first:two", "first:K"), ("policy", "0101", "9 digits"),
         ("policy", "", "learned"), ("policy", "012101010", "9 digits"), ("stages", "finetune,pretrain", "in this order"),

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -19,17 +20,18 @@ from blockdrop_min.settings import Settings
 from blockdrop_min.training import (
     correct_under,
     correct_under_both,
-    fixed_policy_step,
     policy_step,
     pretrain_step,
     random_policies,
     set_mode,
+    settled_step,
     warm_step,
 )
 from train import free_in, learning_rate
 
 ALL = torch.ones(3, dtype=torch.bool)
 ALPHA, BETA, GAMMA = 0.8, 0.1, 2.0
+fixed_step = partial(settled_step, gamma=GAMMA)
 
 
 def ready(stage, seed=0, **options):
@@ -121,19 +123,20 @@ def test_the_learning_rate_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("stage", "anneal_by", "expected"),
+    ("stage", "settle_by", "expected"),
     [
-        ("finetune", 0.8, [(0.8, 0.05), (0.9, 0.025), (1.0, 0.0), (1.0, 0.0)]),
+        ("finetune", 0.8, [(0.8, 0.05), (0.9, 0.025), (5.0,), (5.0,)]),
         ("finetune", 0.0, [(0.8, 0.05)] * 4),
         ("curriculum", 0.8, [(0.8, 0.1)] * 4),
     ],
 )
-def test_exploration_fades_in_finetuning_alone(monkeypatch, stage, anneal_by, expected):
+def test_exploration_fades_and_the_policy_settles_in_finetuning_alone(monkeypatch, stage, settle_by, expected):
     seen, (x, y) = [], batch()
     monkeypatch.setattr(train, "policy_step", lambda *arguments: seen.append(arguments[4:6]))  # alpha, beta
+    monkeypatch.setattr(train, "settled_step", lambda *arguments: seen.append(arguments[3:]))  # gamma
     for progress in (0, 0.4, 0.8, 1):
-        train.take_step(ready(stage), stage, Settings(anneal_by=anneal_by), x, y, ALL, progress, rng(0))
-    assert seen == [pytest.approx(pair) for pair in expected]
+        train.take_step(ready(stage), stage, Settings(settle_by=settle_by), x, y, ALL, progress, rng(0))
+    assert seen == [pytest.approx(numbers) for numbers in expected]
 
 
 # ----------------------------------------------------------------------------------------------------- two roads
@@ -169,7 +172,30 @@ def test_a_warm_start_step_is_cross_entropy_of_a_classifier_on_the_policys_featu
 def test_a_fixed_policys_step_is_cross_entropy_under_it():
     model, (x, y) = ready("finetune", fixed=[1.0, 0.0, 1.0]), batch()
     expected = F.cross_entropy(copy.deepcopy(model).resnet(x, torch.tensor([1.0, 0.0, 1.0])), y)
-    assert_same(fixed_policy_step(model, x, y)[0], expected, 1e-5)
+    assert_same(fixed_step(model, x, y)[0], expected, 1e-5)
+
+
+@few
+@given(seeds)
+def test_a_settled_step_is_cross_entropy_under_the_policies_that_the_model_has_in_use(seed):
+    model, (x, y) = ready("finetune", seed % 100), batch(20, seed=seed)
+    reference = copy.deepcopy(model)
+    u = greedy(reference.policy.eval()(x))
+    logits = reference.resnet(x, u, execute="sparse")  # in training mode
+    loss, seen = settled_step(model, x, y, GAMMA)
+    assert_same(loss, F.cross_entropy(logits, y), 1e-5)
+    right = (logits.argmax(1) == y).tolist()
+    assert seen["R"].tolist() == pytest.approx([by_hand(policy, r) for policy, r in zip(u.tolist(), right, strict=True)])
+    assert not seen["A"].any()
+
+
+def test_a_settled_step_leaves_the_policy_network_as_it_is():
+    model, (x, y) = ready("finetune"), batch()
+    before = state(model.policy)
+    settled_step(model, x, y, GAMMA)[0].backward()
+    assert all(torch.equal(now, before[name]) for name, now in state(model.policy).items())  # BatchNorm's statistics, too
+    assert all(p.grad is None for p in model.policy.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.resnet.parameters())
 
 
 @pytest.mark.parametrize(
@@ -177,11 +203,11 @@ def test_a_fixed_policys_step_is_cross_entropy_under_it():
     [
         ("pretrain", lambda model, x: model.resnet(x), lambda model, x, y: pretrain_step(model, x, y, 0.0, None)),
         ("curriculum", lambda model, x: model.classifier(model.policy.embed(x)), warm_step),
-        ("finetune", lambda model, x: model.resnet(x, model.policy.u, "sparse"), fixed_policy_step),
+        ("finetune", lambda model, x: model.resnet(x, model.policy.u, "sparse"), fixed_step),
     ],
 )
 def test_a_step_says_which_predictions_are_right(stage, logits_of, step_of):
-    model, (x, _) = ready(stage, fixed=[1.0, 0.0, 1.0] if step_of is fixed_policy_step else None), batch()
+    model, (x, _) = ready(stage, fixed=[1.0, 0.0, 1.0] if step_of is fixed_step else None), batch()
     y = logits_of(copy.deepcopy(model), x).argmax(1)
     y[1::2] = (y[1::2] + 1) % 5
     assert step_of(model, x, y)[1]["correct"].tolist() == [True, False] * 3
@@ -220,7 +246,7 @@ def test_a_pretraining_step_computes_the_blocks_that_its_random_policies_keep():
 
 def test_a_fixed_policys_step_computes_the_blocks_that_it_keeps():
     model, (x, y) = ready("finetune", fixed=[1.0, 0.0, 1.0]), batch()
-    assert met(model, lambda: fixed_policy_step(model, x, y)) == 2 * 6
+    assert met(model, lambda: fixed_step(model, x, y)) == 2 * 6
 
 
 # ---------------------------------------------------------------------------------- laws: what a step leaves alone
@@ -377,7 +403,7 @@ def test_forced_blocks_are_kept_by_the_sample_and_by_the_baseline():
 
 def test_a_fixed_policy_has_nothing_to_learn():
     model, (x, y) = ready("finetune", fixed=[1.0, 0.0, 1.0]), batch()
-    fixed_policy_step(model, x, y)[0].backward()
+    settled_step(model, x, y, GAMMA)[0].backward()
     assert list(model.policy.parameters()) == []
     dropped = [p for name, p in model.resnet.named_parameters() if name.startswith("layer2.")]
     assert dropped and all(p.grad is None or p.grad.count_nonzero() == 0 for p in dropped)
