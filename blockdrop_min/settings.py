@@ -138,7 +138,8 @@ PAPER = dict(
 )  # fmt: skip
 CIFAR10 = dict(
     data="cifar10", val_images=5000, policy_width=16, pretrain_epochs=30, pretrain_batch=128, pretrain_lr=0.1,
-    curriculum_epochs=12, curriculum_gamma=2.0, warm_epochs=3, finetune_epochs=20, settle_by=0.8,
+    curriculum_epochs=12, curriculum_gamma=2.0, warm_epochs=3, finetune_epochs=20, finetune_gamma=3.0, finetune_beta=0.0,
+    full_share=0.0, settle_by=0.33,
 )  # fmt: skip
 IMAGENET = PAPER | dict(
     data="imagenet", family="imagenet", depth=101, val_images=10_000, policy_width=64, policy_half=True, pretrain_epochs=0,

@@ -191,6 +191,13 @@ FAULTS = {
     "no cross-entropy in finetuning": Fault(
         "training", "loss = loss + F.cross_entropy(logits, targets)", "loss = loss + 0", "training::finetuning_adds_the_cross_entropy_of_the_sampled_pass_and_of_a_share_of_full_passes"
     ),
+    "policy settles in training mode": Fault(
+        "training", "model.policy.eval()(x)", "model.policy(x)", "training::a_settled_step_leaves_the_policy_network_as_it_is"
+    ),
+    "policy settles on all blocks": Fault(
+        "training", "logits = model.resnet(x, u, execute=\"sparse\")\n    correct", "logits = model.resnet(x)\n    correct",
+        "training::a_settled_step_is_cross_entropy_under_the_policies_that_the_model_has_in_use"
+    ),
     "argmax over the batch": Fault(
         "training", "resnet.head(x).argmax(1) ==", "resnet.head(x).argmax(0)[0] ==", "training::what_is_right_under_a_policy_equals_one_image_at_a_time"
     ),
