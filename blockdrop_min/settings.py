@@ -70,12 +70,7 @@ class Settings:
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
     beta: float = option(0.1, "weight of the entropy bonus in the curriculum (authors: 0.1)", 0)
     finetune_beta: float = option(0.05, "weight of the entropy bonus in finetuning (authors: 0)", 0)
-    settle_by: float = option(
-        0.0,
-        "share of finetuning in which alpha rises to 1 and beta falls to 0; then the ResNet learns alone; 0 = never (paper)",
-        0,
-        1,
-    )
+    settle_by: float = option(0.0, "share of finetuning in which alpha rises to 1; then the ResNet learns alone; 0 = never", 0, 1)
     # The run
     seed: int = option(0, "seed of all randomness", 0, 2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")

@@ -2,7 +2,7 @@
 
 pretrain     the ResNet alone, cross-entropy, images drop random blocks so that it learns to do without some
 curriculum   the policy alone, ResNet frozen: policy gradient, blocks freed from the last to the first
-finetune     both: the policy loss plus the cross-entropy of the sampled pass
+finetune     both: the policy loss plus the cross-entropy of the sampled pass; or the ResNet alone, the policy settled or fixed
 
 Every step takes the prepared images x [B, 3, H, W] and the labels y [B] and gives its loss, a mean over images, and what
 it saw of each image, without gradient, for the log.
@@ -112,11 +112,14 @@ def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, f
 
 
 def settled_step(model, x, y, gamma):
-    """Finetuning of the ResNet alone, by cross-entropy, under a policy that does not learn, or learns no more: the greedy one."""
+    """Cross-entropy of the ResNet under the greedy policies of a policy network that learns no more, and is set to eval mode.
+
+    Or under a `FixedPolicy`.    gamma: of the reward that the log shows.
+    """
     with torch.no_grad(), record_function("policy network"):
         u = greedy(model.policy.eval()(x))  # [B, K]
     with record_function("ResNet, sampled"):
         logits = model.resnet(x, u, execute="sparse")
-    correct = logits.detach().argmax(1) == y
+    correct = logits.argmax(1) == y
     R = reward(u, correct, gamma)
     return F.cross_entropy(logits, y), {"correct": correct, "R": R, "A": torch.zeros_like(R)}
