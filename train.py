@@ -94,7 +94,7 @@ def take_step(model, stage, settings, x, y, free, progress, generator, frozen=No
         return warm_step(model, x, y)
     joint, alpha = stage == "finetune", settings.alpha
     beta, gamma = (settings.finetune_beta, settings.finetune_gamma) if joint else (settings.beta, settings.curriculum_gamma)
-    # Exploration may fade in finetuning, and the policy then settle, so that the ResNet learns what it will be used with.
+    # Exploration may fade in finetuning and the policy then settle: the ResNet learns on under those that it is used with.
     fade = min(1.0, progress / settings.settle_by) if joint and settings.settle_by else 0.0
     if settings.policy != "learned" or fade == 1:
         return settled_step(model, x, y, gamma)
@@ -232,13 +232,12 @@ def train(model, data, state, settings, out, log):
 
 
 def profile_stages(model, data, settings, log, steps=10):
-    """`--profile`: says how many milliseconds each part of a step takes, a mean over `steps`: of a stage's last
-    epoch, in which all blocks are free, and of the first of finetuning, in which both networks learn."""
+    """`--profile`: says how many milliseconds each part of a step takes, a mean over `steps` of a stage's last epoch."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no word on a GPU that is not there
     activities = None if torch.cuda.is_available() else [ProfilerActivity.CPU]
+    settings = replace(settings, settle_by=0.0)  # to see finetuning while both networks learn
     for stage in filter(settings.epochs, settings.stage_list):
-        state, optimizer = {"stage": stage}, make_optimizer(model, stage, settings)
-        state["epoch"] = 0 if stage == "finetune" else settings.epochs(stage) - 1
+        state, optimizer = {"stage": stage, "epoch": settings.epochs(stage) - 1}, make_optimizer(model, stage, settings)
         for count, watch in ((2, nullcontext()), (steps, profile(activities=activities, acc_events=True))):  # first warm up
             images = torch.arange(count * getattr(settings, f"{stage}_batch")) % len(data.train)
             state |= {"step": 0, "sums": {}, "seconds": 0.0}

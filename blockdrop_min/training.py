@@ -112,13 +112,13 @@ def policy_step(model, x, y, free, alpha, beta, gamma, generator, joint=False, f
 
 
 def settled_step(model, x, y, gamma):
-    """Cross-entropy of the ResNet under the greedy policies of a policy network that learns no more, and is set to eval mode.
+    """Cross-entropy of the ResNet under the greedy policies of a frozen policy network (set to eval mode) or a `FixedPolicy`.
 
-    Or under a `FixedPolicy`.    gamma: of the reward that the log shows.
+    gamma: only for the R of the log.
     """
     with torch.no_grad(), record_function("policy network"):
         u = greedy(model.policy.eval()(x))  # [B, K]
-    with record_function("ResNet, sampled"):
+    with record_function("ResNet, settled"):
         logits = model.resnet(x, u, execute="sparse")
     correct = logits.argmax(1) == y
     R = reward(u, correct, gamma)
