@@ -238,6 +238,13 @@ def test_a_fixed_policy_stays_fixed(tmp_path, policy):
     assert [row["stage"] for row in rows(tmp_path)] == ["pretrain", "finetune"]
 
 
+def test_a_policy_that_has_settled_stays_as_it_is_while_the_resnet_learns(tmp_path):
+    assert short_run(tmp_path, "--finetune-epochs=2") == 0  # settles by half of it
+    before, after = read(tmp_path / PREVIOUS), read(tmp_path)
+    assert all(torch.equal(after["policy"][name], tensor) for name, tensor in before["policy"].items())
+    assert not torch.equal(after["resnet"]["conv1.weight"], before["resnet"]["conv1.weight"])
+
+
 def test_a_folder_of_images_goes_through_all_stages(tmp_path):
     tree = write_tree(tmp_path / "images", each=12, size=(16, 16))
     flags = ["--data=folder", f"--data-dir={tree}", "--image-size=0", "--train-images=0", "--val-images=4"]

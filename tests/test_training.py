@@ -403,7 +403,7 @@ def test_forced_blocks_are_kept_by_the_sample_and_by_the_baseline():
 
 def test_a_fixed_policy_has_nothing_to_learn():
     model, (x, y) = ready("finetune", fixed=[1.0, 0.0, 1.0]), batch()
-    settled_step(model, x, y, GAMMA)[0].backward()
+    fixed_step(model, x, y)[0].backward()
     assert list(model.policy.parameters()) == []
     dropped = [p for name, p in model.resnet.named_parameters() if name.startswith("layer2.")]
     assert dropped and all(p.grad is None or p.grad.count_nonzero() == 0 for p in dropped)
