@@ -56,7 +56,7 @@ class Settings:
     curriculum_lr: float = option(2e-3, "learning rate of the curriculum (Adam)", 0)
     curriculum_gamma: float = option(4.0, "penalty of a wrong prediction in the curriculum's reward", 0)
     free_by: float = option(0.5, "share of the curriculum after which all blocks are free; 0 = one more an epoch (paper)", 0, 1)
-    finetune_epochs: int = option(4, "epochs of finetuning, joint until --settle-by", 0)
+    finetune_epochs: int = option(5, "epochs of finetuning, joint until --settle-by", 0)
     finetune_batch: int = option(64, "images a step in finetuning", 2)
     finetune_lr: float = option(1e-3, "learning rate of finetuning (Adam)", 0)
     finetune_gamma: float = option(5.0, "penalty of a wrong prediction in finetuning's reward", 0)
@@ -70,7 +70,7 @@ class Settings:
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
     beta: float = option(0.1, "weight of the entropy bonus in the curriculum (authors: 0.1)", 0)
     finetune_beta: float = option(0.05, "weight of the entropy bonus in finetuning (authors: 0)", 0)
-    settle_by: float = option(0.0, "share of finetuning in which alpha rises to 1; then the policy is frozen; 0 = never", 0, 1)
+    settle_by: float = option(0.5, "share of finetuning in which alpha rises to 1; then the policy is frozen; 0 = never", 0, 1)
     # The run
     seed: int = option(0, "seed of all randomness", 0, 2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")

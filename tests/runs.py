@@ -25,7 +25,7 @@ from blockdrop_min.settings import PRESETS, Settings
 SHORT = [
     "--preset=smoke", "--device=cpu", "--image-size=16", "--train-images=96", "--val-images=24", "--pretrain-batch=32",
     "--curriculum-batch=32", "--finetune-batch=32", "--pretrain-epochs=2", "--curriculum-epochs=3", "--warm-epochs=1",
-    "--finetune-epochs=1", "--settle-by=0.5",
+    "--finetune-epochs=1",
 ]  # fmt: skip
 
 

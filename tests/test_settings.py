@@ -79,7 +79,7 @@ def test_a_flag_sets_the_setting_of_its_name(name):
     value = {
         "data": "folder", "data_dir": "there", "family": "imagenet", "depth": 18, "policy": "first:2", "stages": "pretrain",
         "schedule": "step", "alpha": 0.9, "drop": 0.125, "free_by": 0.125, "full_share": 0.25, "device": "cpu", "image_size": 64,
-        "settle_by": 0.5,
+        "settle_by": 0.25,
     }.get(name)  # fmt: skip
     default = getattr(Settings(), name)
     if isinstance(default, bool):
