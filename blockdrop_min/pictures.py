@@ -66,33 +66,42 @@ def extremes(split, u, classes, path, each=5):
     image.save(path)
 
 
-def tradeoff(points, path, published=None):
-    """Accuracy against FLOPs, both means over the test set.
+def ticks(values):
+    """Round numbers, 1, 2, 5, 10, ..., for a logarithmic axis: from the last one below all values to the first one above."""
+    steps = [step * 10.0**power for power in range(-9, 9) for step in (1, 2, 5)]
+    first, last = max(t for t in steps if t < min(values)), min(t for t in steps if t > max(values))
+    return [t for t in steps if first <= t <= last]
 
-    points: name -> (FLOPs, accuracy in [0, 1]).    published: other people's results, `PUBLISHED`, as thin lines.
+
+def tradeoff(points, path, published=None):
+    """Accuracy against FLOPs, both means over the test set. Both axes are logarithmic, that of accuracy in the errors.
+
+    points: name -> (FLOPs, accuracy in [0, 1]; drawn within 0.001 and 0.9995).    published: other people's results,
+    `PUBLISHED`, as thin lines.
     """
     width, height, left, bottom, top, right = 760, 460, 70, 60, 40, 190
     image, draw = canvas(width, height)
-    lines = {f"{name}, paper": [(100 * f, a) for f, a in series] for name, series in (published or {}).items()}
-    points = {name: [(f / 1e6, 100 * a)] for name, (f, a) in points.items()}
-    xs, ys = zip(*(point for series in (points | lines).values() for point in series), strict=True)
-    x_high, y_low, y_high = max(xs) * 1.08, math.floor(min(ys) - 0.5), math.ceil(max(ys) + 0.5)
+    series = {name: [(f / 1e6, 100 * a)] for name, (f, a) in points.items()}
+    series |= {f"{name}, paper": [(100 * f, a) for f, a in line] for name, line in (published or {}).items()}
+    series = {name: [(f, min(max(100 - a, 0.05), 99.9)) for f, a in line] for name, line in series.items()}  # millions, error %
+    xs, ys = (ticks(numbers) for numbers in zip(*(point for line in series.values() for point in line), strict=True))
 
     def place(x, y):
-        return left + x / x_high * (width - left - right), top + (y_high - y) / (y_high - y_low) * (height - bottom - top)
+        across, up = (math.log(v / axis[0], axis[-1] / axis[0]) for v, axis in ((x, xs), (y, ys)))
+        return left + across * (width - left - right), top + up * (height - bottom - top)
 
-    write(draw, (left, 18), "accuracy % against FLOPs", 15)
+    write(draw, (left, 18), "accuracy % against FLOPs, on logarithmic axes", 15)
     write(draw, ((left + width - right) / 2, height - 18), "million FLOPs an image, policy network included", anchor="mm")
-    for i in range(6):
-        x, y = x_high * i / 5, y_low + (y_high - y_low) * i / 5
-        draw.line((*place(x, y_low), *place(x, y_high)), FAINT)
-        draw.line((*place(0, y), *place(x_high, y)), FAINT)
-        write(draw, (place(x, 0)[0], height - bottom + 14), f"{x:.0f}", 12, "mm")
-        write(draw, (left - 8, place(0, y)[1]), f"{y:.1f}", 12, "rm")
-    for i, (name, series) in enumerate((points | lines).items()):
-        colour, row, size = COLOURS[i % len(COLOURS)], top + 12 + 20 * i, 3 if name in lines else 6
-        draw.line([place(*point) for point in series], colour)
-        for x, y in [*(place(*point) for point in series), (width - right + 19, row)]:
+    for x in xs:
+        draw.line((*place(x, ys[0]), *place(x, ys[-1])), FAINT)
+        write(draw, (place(x, ys[0])[0], height - bottom + 14), f"{x:g}", 12, "mm")
+    for y in ys:
+        draw.line((*place(xs[0], y), *place(xs[-1], y)), FAINT)
+        write(draw, (left - 8, place(xs[0], y)[1]), f"{100 - y:g}", 12, "rm")
+    for i, (name, line) in enumerate(series.items()):
+        colour, row, size = COLOURS[i % len(COLOURS)], top + 12 + 20 * i, 6 if name in points else 3
+        draw.line([place(*point) for point in line], colour)
+        for x, y in [*(place(*point) for point in line), (width - right + 19, row)]:
             draw.ellipse((x - size, y - size, x + size, y + size), fill=colour, outline="white")
         write(draw, (width - right + 32, row), name, 12)
     image.save(path)

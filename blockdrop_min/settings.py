@@ -60,7 +60,7 @@ class Settings:
     finetune_batch: int = option(64, "images a step in finetuning", 2)
     finetune_lr: float = option(1e-3, "learning rate of finetuning (Adam)", 0)
     finetune_gamma: float = option(5.0, "penalty of a wrong prediction in finetuning's reward", 0)
-    full_share: float = option(0.125, "share of each finetuning batch also trained on with all blocks on (paper: 0)", 0, 1)
+    full_share: float = option(0.125, "share of each batch of joint finetuning also trained on with all blocks on (paper: 0)", 0, 1)
     schedule: str = option(
         "cosine",
         "learning rate: cosine to 0 after a warm-up, or step (finetuning: x 0.1 at 80 %; pretraining: cosine)",

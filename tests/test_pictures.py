@@ -8,7 +8,7 @@ from runs import split
 
 import evaluate
 from blockdrop_min.data import Data, Split
-from blockdrop_min.pictures import CIFAR10, COLOURS, PUBLISHED, extremes, keep_rates, tradeoff
+from blockdrop_min.pictures import CIFAR10, COLOURS, PUBLISHED, extremes, keep_rates, ticks, tradeoff
 from blockdrop_min.report import Result
 
 DARK, WHITE = (8, 48, 107), (255, 255, 255)
@@ -39,6 +39,18 @@ def plot(tmp_path, points, published=None, name="plot.png"):
     return opened(tmp_path / name)
 
 
+def inside(image, colour):
+    """The pixels (x, y) of this colour between the axes of a plot."""
+    pixels = image.load()
+    return [(x, y) for x in range(70, 570) for y in range(image.height) if pixels[x, y] == colour]
+
+
+def centre(image, colour):
+    """The middle [x, y] of what has this colour in a plot."""
+    found = inside(image, colour)
+    return [sum(axis) / len(found) for axis in zip(*found, strict=True)]
+
+
 def grey_ladder(count):
     """Images of one class, ever brighter; image i keeps i blocks of `count`."""
     images = (torch.arange(count) * 20).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
@@ -63,17 +75,17 @@ def test_the_image_with_the_fewest_blocks_stands_on_the_left_and_the_one_with_th
     assert shown == [0, 20, 80, 100]  # images 0 and 1 of six, then 4 and 5
 
 
-def test_the_more_accurate_point_is_higher_and_the_dearer_one_further_right(tmp_path):
-    image = plot(tmp_path, {"cheap": (1e8, 0.90), "dear": (2e8, 0.95)})
-    pixels = image.load()
+def test_half_the_errors_are_a_step_up_and_twice_the_flops_a_step_to_the_right(tmp_path):
+    image = plot(tmp_path, {"cheap": (1e8, 0.92), "dear": (2e8, 0.96), "dearest": (4e8, 0.98)})
+    (x, y), (dear_x, dear_y), (dearest_x, dearest_y) = (centre(image, COLOURS[i]) for i in range(3))
+    assert dear_x - x > 20 and y - dear_y > 20
+    assert dearest_x - dear_x == pytest.approx(dear_x - x, abs=1.5) and dear_y - dearest_y == pytest.approx(y - dear_y, abs=1.5)
 
-    def centre(colour):
-        found = [(x, y) for x in range(70, 570) for y in range(image.height) if pixels[x, y] == colour]
-        return [sum(axis) / len(found) for axis in zip(*found, strict=True)]
 
-    (cheap_x, cheap_y), (dear_x, dear_y) = centre(COLOURS[0]), centre(COLOURS[1])
-    assert cheap_x < dear_x and cheap_y > dear_y
-    assert (dear_x - 70) / (cheap_x - 70) == pytest.approx(2, abs=0.05)  # the axis of FLOPs starts at 0
+def test_the_lines_of_an_axis_are_round_numbers_around_all_values():
+    assert (
+        ticks([81.1, 35.0]) == [20, 50, 100] and ticks([0.7, 18.0]) == [0.5, 1, 2, 5, 10, 20] and ticks([50.0]) == [20, 50, 100]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- laws
@@ -111,13 +123,10 @@ def test_other_numbers_and_other_names_give_another_tradeoff(tmp_path):
 
 
 def test_published_results_are_a_line_beside_ours_on_the_same_axes(tmp_path):
-    image = plot(tmp_path, {"ours": (1e8, 0.9)}, {"theirs": [(0.5, 85.0), (2.0, 95.0)]})
-    pixels = image.load()
-    line = [(x, y) for x in range(70, 570) for y in range(image.height) if pixels[x, y] == COLOURS[1]]
-    ours = [x for x in range(70, 570) for y in range(image.height) if pixels[x, y] == COLOURS[0]]
+    image = plot(tmp_path, {"ours": (1e8, 0.9)}, {"theirs": [(0.5, 80.0), (2.0, 95.0)]})
+    line = inside(image, COLOURS[1])
     (left, low), (right, high) = min(line), max(line)
-    assert low > high and (right - 70) / (left - 70) == pytest.approx(4, abs=0.3)
-    assert sum(ours) / len(ours) - 70 == pytest.approx((right - 70) / 2, abs=4)
+    assert centre(image, COLOURS[0]) == pytest.approx([(left + right) / 2, (low + high) / 2], abs=2) and low > high
 
 
 @pytest.mark.parametrize(("classes", "lines"), [(CIFAR10.split(), PUBLISHED), (CIFAR10.split()[:5], None)])
@@ -137,6 +146,11 @@ def test_the_papers_points_are_those_of_its_text():
 
 
 # --------------------------------------------------------------------------------------------------------- edges
+@pytest.mark.parametrize(("accuracy", "height"), [(0.0, 400), (1.0, 245)])  # 245: an error of 0.05 % between 0.02 and 0.1
+def test_no_and_all_predictions_right_are_points_of_the_tradeoff_too(tmp_path, accuracy, height):
+    assert centre(plot(tmp_path, {"one": (1e6, accuracy)}), COLOURS[0])[1] == pytest.approx(height, abs=2)
+
+
 def test_a_class_with_fewer_images_than_places_shows_those_it_has(tmp_path):
     part, u = grey_ladder(3)
     assert faces(tmp_path, part, u, ["grey"], each=5).getpixel((110 + 2 * 60 + 28, 34 + 28))[0] == 40
