@@ -17,7 +17,7 @@ from blockdrop_min.data import load_data
 from blockdrop_min.report import compare, rank_correlation, run_policy
 from blockdrop_min.settings import Parser, Settings, choose_device
 
-MAY_DIFFER = ("seed", "device", "workers", "data_dir", "epochs_per_checkpoint")  # between the runs of one table
+MAY_DIFFER = ("seed", "resnet", "device", "workers", "data_dir", "epochs_per_checkpoint")  # between the runs of one table
 NAMES = {
     "full": "full network", "blockdrop": "BlockDrop", "first": "FirstK", "random": "RandomK", "distribute": "DistributeK",
     "best static": "best static", "blind": "random, same keep rates",
@@ -49,6 +49,8 @@ def make_parser():
 def open_run(run, data_dir, device):
     """A run's settings, the stage it is in, its model and its data, on the device. ValueError if they do not fit together."""
     state = read(run)
+    if "note" in state:
+        print(f"evaluate.py: {state['note']}", file=sys.stderr)
     model, settings = restore(state, run), Settings(**state["settings"])
     data = load_data(settings.data, data_dir or settings.data_dir, settings.image_size, settings.train_images,
                      settings.val_images, with_test=True)  # fmt: skip
@@ -87,6 +89,11 @@ def numbers(data, results):
     return found
 
 
+def label(name, settings):
+    """What a row of the results is called in tables and pictures."""
+    return settings.policy if name == "blockdrop" and settings.policy != "learned" else NAMES.get(name, name)
+
+
 def mean_std(values, form, std=None):
     """The mean of some numbers, with their standard deviation, or that of the only one over its images, if it has any."""
     if None in values:
@@ -96,16 +103,18 @@ def mean_std(values, form, std=None):
 
 
 def show(console, runs, group):
-    """One table for runs that differ in their seed only: the mean over them, ± the standard deviation."""
-    settings, _, results = group[0]
+    """One table for runs that differ in their seed only: the mean over them, ± the standard deviation (one run: over images).
+
+    group: (settings, `numbers`, results) of each run.
+    """
+    settings, numbers, results = group[0]
     table = Table(title=f"{', '.join(runs)}: ResNet-{settings.depth} on {settings.data}, {len(group)} run(s), test set")
     for heading in ("policy", "accuracy %", "blocks", "FLOPs (M)", "FLOPs saved %", "policies"):
         table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
     for name in results:
         rows = [results[name] for _, _, results in group]
-        label = settings.policy if name == "blockdrop" and settings.policy != "learned" else NAMES.get(name, name)
         table.add_row(
-            label, mean_std([100 * r.accuracy for r in rows], "{:.2f}"),
+            label(name, settings), mean_std([100 * r.accuracy for r in rows], "{:.2f}"),
             mean_std([r.blocks_mean for r in rows], "{:.2f}", rows[0].blocks_std),
             mean_std([r.flops_mean / 1e6 for r in rows], "{:.1f}", rows[0].flops_std / 1e6),
             mean_std([100 * r.flops_saved for r in rows], "{:.1f}"),
@@ -115,15 +124,14 @@ def show(console, runs, group):
     for run, (_, _, results) in zip(runs, group, strict=True):
         if "best static" in results:
             console.print(f"{run}: best static policy {''.join(str(int(u)) for u in results['best static'].u[0])}")
-    found = [numbers(data, results) for _, data, results in group]
-    if "rank_correlation" in found[0] and "blockdrop" in results:
-        quarters = zip(*(f["blocks_by_difficulty"] for f in found), strict=True)
-        correlation = mean_std([f["rank_correlation"] for f in found], "{:.2f}")
+    if "rank_correlation" in numbers and "blockdrop" in results:
+        quarters = zip(*(found["blocks_by_difficulty"] for _, found, _ in group), strict=True)
+        correlation = mean_std([found["rank_correlation"] for _, found, _ in group], "{:.2f}")
         console.print(f"rank correlation of blocks with difficulty: {correlation}; "
                       f"blocks by quarter of difficulty: {', '.join(mean_std(q, '{:.2f}') for q in quarters)}")  # fmt: skip
 
 
-def draw(run, data, results):
+def draw(run, settings, data, results):
     """Writes the run's pictures into its folder and gives their paths."""
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
     paths = [folder / name for name in ("keep_rates.png", "extremes.png", "tradeoff.png")]
@@ -131,7 +139,7 @@ def draw(run, data, results):
     pictures.keep_rates(u, data.test.labels.cpu(), data.classes, paths[0])
     pictures.extremes(data.test, u, data.classes, paths[1])
     published = pictures.PUBLISHED if " ".join(data.classes) == pictures.CIFAR10 else None
-    pictures.tradeoff({NAMES.get(name, name): (r.flops_mean, r.accuracy) for name, r in results.items()}, paths[2], published)
+    pictures.tradeoff({label(name, settings): (r.flops_mean, r.accuracy) for name, r in results.items()}, paths[2], published)
     return paths
 
 
@@ -155,9 +163,9 @@ def main(arguments=None):
             settings, data, results = evaluate(run, options.data_dir, device, options.threshold)
             found.append(numbers(data, results))
             alike = {name: value for name, value in vars(settings).items() if name not in MAY_DIFFER}
-            groups.setdefault(str((alike, *results)), {})[run] = (settings, data, results)
+            groups.setdefault(str((alike, *results)), {})[run] = (settings, found[-1], results)
             if "blockdrop" in results:
-                console.print(f"pictures: {', '.join(map(str, draw(run, data, results)))}")
+                console.print(f"pictures: {', '.join(map(str, draw(run, settings, data, results)))}")
         for group in groups.values():
             show(console, list(group), list(group.values()))
         if options.json:

@@ -178,7 +178,7 @@ def finish_epoch(model, data, state, settings):
     """Validates, adds the epoch's row to the metrics, and moves the position on. Returns the row."""
     stage, sums, start = state["stage"], state["sums"], time.perf_counter()
     free = free_in(stage, state["epoch"], settings, model.resnet.num_blocks)
-    result = run_policy(model, data.val, data.crop, u=torch.ones(len(free)) if stage == "pretrain" else None, free=free)
+    result = run_policy(model, data.val, data.crop, free=free)
     row = {
         "stage": stage, "epoch": state["epoch"], "epochs": settings.epochs(stage),
         "seconds": round(state["seconds"] + time.perf_counter() - start, 2),

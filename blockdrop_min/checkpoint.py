@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -63,7 +64,7 @@ def read(path):
         except ValueError as problem:
             if not (path / PREVIOUS).exists():
                 raise
-            return {**read(path / PREVIOUS), "note": f"{problem}; going on from the one before, {PREVIOUS}"}
+            return {**read(path / PREVIOUS), "note": f"{problem}; taking the one before, {PREVIOUS}"}
     state = read_file(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of blockdrop_min (format {FORMAT!r})")
@@ -98,6 +99,10 @@ def load(path, device="cpu"):
     """A trained `BlockDrop` in eval mode, from a run folder or a checkpoint file; nothing else is needed.
 
     It takes images [B, 3, H, W], uint8 or float in [0, 1], and normalises them itself:
-    `logits, u = load("runs/demo")(images)`.    Raises ValueError if the file is missing, damaged or not a checkpoint.
+    `logits, u = load("runs/demo")(images)`.    Raises ValueError if the file is missing, damaged or not a checkpoint, and
+    warns if it is damaged and the one before it is taken.
     """
-    return restore(read(path), path).to(device, memory_format=torch.channels_last)
+    state = read(path)
+    if "note" in state:
+        warnings.warn(state["note"], stacklevel=2)
+    return restore(state, path).to(device, memory_format=torch.channels_last)

@@ -17,7 +17,12 @@ def free_blocks(epoch, num_blocks, epochs=None):
 
 
 def force_on(u, free):
-    """u with 1 in every column that is not free. u: [B, K].    free: [K] bool.    Returns a new [B, K]."""
+    """u with 1 in every column that is not free. u: [B, K].    free: [K] bool, None = all.    Returns [B, K].
+
+    ValueError on another mask.
+    """
+    if free is None:
+        return u
     if free.shape != u.shape[1:] or free.dtype != torch.bool:
         raise ValueError(f"free is {free.dtype} {list(free.shape)}; it must be bool [{u.shape[-1]}]")
     return torch.where(free.to(u.device), u, torch.ones_like(u))

@@ -20,6 +20,7 @@ from .shapes import SHAPES, make_shapes
 shapes = functools.lru_cache(2)(make_shapes)  # train.py and the evaluation at its end draw the same ones
 DATA = ("shapes", "cifar10", "cifar100", "folder", "imagenet")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, std
+SAMPLE = 20_000 * 3 * 32 * 32  # bytes of training images whose mean and standard deviation are taken
 STREAM_SIZE = 256  # side to which images that are not kept in memory are resized
 
 
@@ -90,7 +91,7 @@ class Data:
 def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_test=False):
     """The data set `name`, one of DATA. The test set is read only if `with_test`.
 
-    root: the folder of files (not for shapes).    image_size: resize to this side, 0 = as the images are.
+    root: the folder of files (not for shapes).    image_size: side to which images are resized and cropped, 0 = as they are.
     train_images: use this many, drawn at random; 0 = all (shapes: 8,000), validation images included.
     val_images are cut from the training images; the cut does not depend on the run's seed.
     Raises ValueError, one line, on missing, empty, corrupt or mixed-size files, and on splits that cannot be made.
@@ -108,12 +109,12 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         if name == "imagenet" and image_size > STREAM_SIZE:
             raise ValueError(f"--image-size is {image_size}; it must be at most {STREAM_SIZE}, to which imagenet is resized")
         size = STREAM_SIZE if name == "imagenet" else image_size
-        in_memory = name == "folder"
-        train, classes = folder(Path(root), ("train",), size, in_memory)
-        test, test_classes = folder(Path(root), ("test", "val"), size, in_memory) if with_test else (None, classes)
-        if classes != test_classes:
+        trees = [image_folder(Path(root), names, size) for names in (("train",), ("test", "val"))]
+        if trees[0].classes != trees[1].classes:
             raise ValueError(f"{root}: the classes of train and of the test folder differ")
-        if test and in_memory and test.images.shape[1:] != train.images.shape[1:]:
+        read = read_images if name == "folder" else stream_images
+        train, test, classes = read(trees[0]), read(trees[1]) if with_test else None, tuple(trees[0].classes)
+        if test and name == "folder" and test.images.shape[1:] != train.images.shape[1:]:
             sides = f"{test.images.shape[-1]} pixels wide and training images {train.images.shape[-1]}"
             raise ValueError(f"{root}: test images are {sides}; resize them with --image-size")
     train_images = train_images or len(train)
@@ -122,7 +123,7 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     order = torch.randperm(len(train), generator=seeded("split"))[:train_images]
     train, val = train.subset(order[val_images:]), train.subset(order[:val_images])
     if isinstance(train.images, torch.Tensor):
-        pixels = train.images[:20_000].float() / 255
+        pixels = train.images[: max(1, SAMPLE // train.images[0].numel())].float() / 255
         mean, std, crop, pad = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)), train.images.shape[-1], train.images.shape[-1] // 8
         return Data(train, val, test, classes, tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist()), crop, pad)
     return Data(train, val, test, classes, *IMAGENET, crop=image_size or 224, pad=0)
@@ -147,18 +148,25 @@ def open_image(path):
         raise ValueError(f"{path} cannot be read as an image ({type(problem).__name__}); repair or remove it") from None
 
 
-def folder(root, names, size, in_memory):
-    """An ImageFolder tree root/<one of names>/<class>/<image>, images resized to a side of `size` unless 0."""
+def image_folder(root, names, size):
+    """The tree root/<one of names>/<class>/<image>; unless `size` is 0, the middle of images resized by their short side."""
     found = [root / name for name in names if (root / name).is_dir()]
     if not found:
         raise ValueError(f"{root} has no folder {' or '.join(names)}; expected {root / names[0]}/<class>/<image file>")
     resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
     try:
-        data = datasets.ImageFolder(found[0], transforms.Compose([*resize, transforms.PILToTensor()]), loader=open_image)
+        return datasets.ImageFolder(found[0], transforms.Compose([*resize, transforms.PILToTensor()]), loader=open_image)
     except FileNotFoundError as problem:
         raise ValueError(f"{found[0]}: {str(problem).splitlines()[0]}") from None
-    if not in_memory:
-        return Split(data, torch.tensor(data.targets)), tuple(data.classes)
+
+
+def stream_images(data):
+    """The images of an `image_folder`, each read when it is needed."""
+    return Split(data, torch.tensor(data.targets))
+
+
+def read_images(data):
+    """The images of an `image_folder`, in memory. ValueError unless they are square and of one size."""
     first = data[0][0].shape
     images = torch.empty(len(data), *first, dtype=torch.uint8)
     for i, (path, _) in enumerate(data.samples):
@@ -169,8 +177,8 @@ def folder(root, names, size, in_memory):
             )
         images[i] = image
     if first[1] != first[2]:
-        raise ValueError(f"{found[0]}: images are {first[1]} x {first[2]}; make them square with --image-size")
-    return Split(images, torch.tensor(data.targets)), tuple(data.classes)
+        raise ValueError(f"{data.root}: images are {first[1]} x {first[2]}; make them square with --image-size")
+    return Split(images, torch.tensor(data.targets))
 
 
 def augment(x, crop, pad, generator):

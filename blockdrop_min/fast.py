@@ -84,10 +84,10 @@ def fast(model):
     """
     if isinstance(model, MaskedResNet):
         return FastResNet(model)
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).eval().requires_grad_(False)
     if isinstance(model, BlockDrop):
-        model.resnet = FastResNet(model.resnet)
+        model.resnet = fast(model.resnet)
     policy = getattr(model, "policy", model)
     if isinstance(policy, PolicyNet):
-        policy.features = FastResNet(policy.features)
+        policy.features = fast(policy.features)
     return model

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .curriculum import force_on
 from .resnet import BasicBlock, MaskedResNet
 
 
@@ -80,10 +81,11 @@ def policy_loss(s_bounded, u, advantage, free=None):
     s_bounded, u: [B, K].    advantage: [B], a constant: no gradient flows through it.    free: [K] bool, None = all.
     Returns a scalar.    Raises ValueError on other shapes; [B, 1] for the advantage would broadcast unseen.
     """
-    check_shapes(s_bounded, free, u=(u, s_bounded.shape), advantage=(advantage, s_bounded.shape[:1]))
+    check_shapes(s_bounded, u=(u, s_bounded.shape), advantage=(advantage, s_bounded.shape[:1]))
     u = u.to(s_bounded.dtype)
     pi = s_bounded * u + (1 - s_bounded) * (1 - u)  # [B, K]
-    return -(advantage.detach() * log(only(free, pi)).sum(1)).mean()
+    # What is not free gets probability 1, whose logarithm is 0. Behind the logarithm, a NaN there would pass back, as 0 x NaN.
+    return -(advantage.detach() * log(force_on(pi, free)).sum(1)).mean()
 
 
 def entropy(s_bounded, free=None):
@@ -91,8 +93,8 @@ def entropy(s_bounded, free=None):
 
     H(p) = -p log p - (1 - p) log(1 - p).    s_bounded: [B, K].    free: [K] bool, None = all.    Returns a scalar.
     """
-    check_shapes(s_bounded, free)
-    p = only(free, s_bounded)
+    check_shapes(s_bounded)
+    p = force_on(s_bounded, free)
     return (-p * log(p) - (1 - p) * log(1 - p)).sum(1).mean()
 
 
@@ -101,20 +103,10 @@ def log(p):
     return p.clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
-def only(free, p):
-    """Probabilities [B, K] with 1, and gradient 0, where a block is not free: log 1 = 0, and so is the entropy.
-
-    This comes before the logarithm: behind it, a NaN in a forced column would pass back, as 0 x NaN.
-    """
-    return p if free is None else torch.where(free.to(p.device), p, torch.ones_like(p))
-
-
-def check_shapes(s, free=None, **tensors):
-    """ValueError unless s is [B, K], `free` is [K] bool or None, and each named (tensor, shape) agrees."""
+def check_shapes(s, **tensors):
+    """ValueError unless s is [B, K], and each named (tensor, shape) agrees."""
     if s.dim() != 2:
         raise ValueError(f"probabilities have shape {list(s.shape)}; they must be [B, K]")
-    if free is not None and (free.shape != s.shape[1:] or free.dtype != torch.bool):
-        raise ValueError(f"free is {free.dtype} {list(free.shape)}; it must be bool [{s.shape[1]}]")
     for name, (tensor, shape) in tensors.items():
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")

@@ -1,10 +1,10 @@
 """The run as a process: its signals, the lock on its folder, and its share of the work when torchrun starts several.
 
 Data-parallel training, `torchrun --nproc_per_node=N train.py ...`: every process takes its share of each batch, and draws
-the random numbers that one process alone would draw for those images. Gradients are averaged over the images of the whole
-batch, so that a step is that of one process. BatchNorm in training mode sees the images of its process, as in
-DistributedDataParallel; its running statistics are averaged after every step. Rewards and advantages are per image and need
-nothing. All processes hold the same bits after every step; all validate, and the first alone prints and writes.
+the random numbers that one process alone would draw for those images (on a GPU, others). Gradients are averaged over the
+images of the whole batch, so that a step is that of one process. BatchNorm in training mode sees the images of its process,
+as in DistributedDataParallel; its running statistics are averaged after every step. Rewards and advantages are per image and
+need nothing. All processes hold the same bits after every step; all validate, and the first alone prints and writes.
 """
 
 import os

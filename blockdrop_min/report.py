@@ -60,7 +60,7 @@ def run_policy(model, split, crop, u=None, free=None, threshold=None):
             policies = given[i]
         else:
             policies = greedy(model.policy(x), model.threshold if threshold is None else threshold)
-            policies = policies if free is None else force_on(policies, free)
+            policies = force_on(policies, free)
         correct.append((resnet(x, policies).argmax(1) == y).cpu())
         used.append(policies.cpu())
     used = torch.cat(used)

@@ -30,9 +30,7 @@ class Settings:
     # Data
     data: str = option("shapes", "data set", choices=DATA)
     data_dir: str = option("data", "folder with the files of cifar10, cifar100, folder or imagenet")
-    image_size: int = option(
-        0, "side of the shapes, or to which a folder's images are resized (imagenet: cropped); 0 = 32, as they are (224)", 0, 4096
-    )
+    image_size: int = option(0, "side of shapes; images are resized, cropped to it; 0 = 32, as they are (imagenet 224)", 0, 4096)
     train_images: int = option(0, "training images to use, validation included; 0 = all (shapes: 8,000)", 0)
     val_images: int = option(1000, "images cut from the training set for validation", 1)
     # Networks
@@ -55,12 +53,12 @@ class Settings:
     curriculum_batch: int = option(64, "images a step in the curriculum", 2)
     curriculum_lr: float = option(2e-3, "learning rate of the curriculum (Adam)", 0)
     curriculum_gamma: float = option(4.0, "penalty of a wrong prediction in the curriculum's reward", 0)
-    free_by: float = option(0.5, "share of the curriculum after which all blocks are free; 0 = one more an epoch (paper)", 0, 1)
+    free_by: float = option(0.5, "share of the curriculum less its warm start to free all blocks; 0 = one an epoch (paper)", 0, 1)
     finetune_epochs: int = option(5, "epochs of finetuning, joint until --settle-by", 0)
     finetune_batch: int = option(64, "images a step in finetuning", 2)
     finetune_lr: float = option(1e-3, "learning rate of finetuning (Adam)", 0)
     finetune_gamma: float = option(5.0, "penalty of a wrong prediction in finetuning's reward", 0)
-    full_share: float = option(0.125, "share of each batch of joint finetuning also trained on with all blocks on (paper: 0)", 0, 1)
+    full_share: float = option(0.125, "share of a batch that joint finetuning also trains with all blocks on (paper: 0)", 0, 1)
     schedule: str = option(
         "cosine",
         "learning rate: cosine to 0 after a warm-up, or step (finetuning: x 0.1 at 80 %; pretraining: cosine)",
@@ -70,7 +68,7 @@ class Settings:
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
     beta: float = option(0.1, "weight of the entropy bonus in the curriculum (authors: 0.1)", 0)
     finetune_beta: float = option(0.05, "weight of the entropy bonus in finetuning (authors: 0)", 0)
-    settle_by: float = option(0.5, "share of finetuning in which alpha rises to 1; then the policy is frozen; 0 = never", 0, 1)
+    settle_by: float = option(0.5, "share of finetuning to raise alpha to 1; then only the ResNet learns; 0 = never", 0, 1)
     # The run
     seed: int = option(0, "seed of all randomness", 0, 2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")

@@ -92,7 +92,7 @@ def state_of(**changes):
     model = randomise(build(settings, 10, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), seed=3).eval()
     state = {
         "settings": asdict(settings), "classes": tuple("abcdefghij"), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2),
-        "crop": 32, "stage": "finetune", "epoch": 1, "step": 0, "sums": {}, "optimizer": None, "metrics": [],
+        "stage": "finetune", "epoch": 1, "step": 0, "sums": {}, "optimizer": None, "metrics": [],
         "resnet": model.resnet.state_dict(), "policy": model.policy.state_dict(),
     }  # fmt: skip
     return state, model

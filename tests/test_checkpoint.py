@@ -116,6 +116,7 @@ def test_saving_takes_these_operations(tmp_path):
     assert done == SAVE
 
 
+@pytest.mark.filterwarnings("ignore:.*taking the one before")
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("at", range(len(SAVE)))
 def test_a_disk_that_fails_leaves_a_checkpoint_and_no_other_file(tmp_path, at, error):
@@ -127,6 +128,7 @@ def test_a_disk_that_fails_leaves_a_checkpoint_and_no_other_file(tmp_path, at, e
     assert set(files(tmp_path)) | {NAME} == before | {NAME}
 
 
+@pytest.mark.filterwarnings("ignore:.*taking the one before")
 @pytest.mark.parametrize("at", range(len(SAVE)))
 def test_a_kill_during_a_save_leaves_a_checkpoint(tmp_path, at):
     saved(tmp_path, epoch=1), saved(tmp_path, epoch=2)
@@ -158,6 +160,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, 
     state = read(tmp_path)
     assert state["epoch"] == 1
     assert str(tmp_path / NAME) in state["note"] and PREVIOUS in state["note"] and "\n" not in state["note"]
+    with pytest.warns(UserWarning, match=f"taking the one before, {PREVIOUS}"):
+        load(tmp_path)
 
 
 def test_a_missing_newest_checkpoint_gives_way_to_the_one_before(tmp_path):

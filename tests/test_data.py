@@ -117,9 +117,19 @@ def test_the_test_set_shares_no_image_with_training():
 
 
 def test_the_test_set_is_not_read_unless_asked_for(tmp_path):
-    write_tree(tmp_path, parts=("train",))
+    (write_tree(tmp_path) / "test" / "bee" / "0.png").write_bytes(b"no image")
     assert shapes().test is None
     assert load_data("folder", tmp_path, val_images=3).test is None
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        load_data("folder", tmp_path, val_images=3, with_test=True)
+
+
+def test_mean_and_deviation_are_those_of_the_first_training_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("blockdrop_min.data.SAMPLE", 5 * 3 * 8 * 8)
+    data = load_data("folder", write_tree(tmp_path), val_images=3)
+    pixels = data.train.images[:5].double() / 255
+    assert data.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist()) and len(data.train) > 5
+    assert data.std == pytest.approx(pixels.std((0, 2, 3)).tolist())
 
 
 @given(seeds, st.integers(1, 30), st.integers(1, 12))
@@ -288,11 +298,12 @@ def test_images_that_are_not_square_are_refused_without_resizing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
+@pytest.mark.parametrize("with_test", [False, True])  # training must not begin without what its end needs
 @pytest.mark.parametrize("parts", [(), ("train",)])
-def test_a_missing_folder_is_named(tmp_path, name, parts):
+def test_a_missing_folder_is_named(tmp_path, name, parts, with_test):
     write_tree(tmp_path, parts)
     with pytest.raises(ValueError, match=f"{tmp_path} has no folder {'test or val' if parts else 'train'}") as raised:
-        load_data(name, tmp_path, val_images=3, with_test=True)
+        load_data(name, tmp_path, val_images=3, with_test=with_test)
     one_line(raised)
 
 

@@ -28,7 +28,7 @@ def result(out):
     return run_policy(load(out), data.test, data.crop), data.test
 
 
-# Seeds 0, 1 and 2 reach an accuracy of 0.73 to 0.77, chance being 0.1, and save 10 to 30 % of the FLOPs.
+# Seeds 0, 1 and 2 reach an accuracy of 0.76 to 0.79, chance being 0.1, and save 11 to 30 % of the FLOPs.
 def test_blockdrop_classifies_far_better_than_chance(result):
     assert result[0].accuracy > 0.5
 

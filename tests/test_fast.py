@@ -43,6 +43,15 @@ def test_fast_logits_are_those_of_the_readable_network(case):
         assert_close(quick(case.x, u), case.net(case.x, u, execute="sparse"))
 
 
+def test_a_snapshot_of_a_snapshot_is_the_same_and_none_has_gradients():
+    model, x = BlockDrop(randomise(resnet(8), 0), randomise(policy_net(3), 1)).eval(), images(4, 16).float()
+    for part in (model, model.resnet, model.policy):
+        quick = fast(part)
+        assert not any(p.requires_grad for p in quick.parameters()) and any(p.requires_grad for p in part.parameters())
+        for found, expected in zip(fast(quick)(x), quick(x), strict=True):
+            assert torch.equal(found, expected)
+
+
 @few
 @given(cases(), st.sampled_from(EXECUTIONS))
 def test_both_executions_are_the_same_and_match(case, execute):

@@ -10,6 +10,7 @@ import evaluate
 from blockdrop_min.data import Data, Split
 from blockdrop_min.pictures import CIFAR10, COLOURS, PUBLISHED, extremes, keep_rates, ticks, tradeoff
 from blockdrop_min.report import Result
+from blockdrop_min.settings import Settings
 
 DARK, WHITE = (8, 48, 107), (255, 255, 255)
 
@@ -129,15 +130,16 @@ def test_published_results_are_a_line_beside_ours_on_the_same_axes(tmp_path):
     assert centre(image, COLOURS[0]) == pytest.approx([(left + right) / 2, (low + high) / 2], abs=2) and low > high
 
 
+@pytest.mark.parametrize(("policy", "name"), [("learned", "BlockDrop"), ("first:2", "first:2")])
 @pytest.mark.parametrize(("classes", "lines"), [(CIFAR10.split(), PUBLISHED), (CIFAR10.split()[:5], None)])
-def test_the_papers_points_are_drawn_for_the_ten_classes_of_cifar_alone(tmp_path, monkeypatch, classes, lines):
+def test_the_papers_points_are_drawn_for_the_ten_classes_of_cifar_alone(tmp_path, monkeypatch, classes, lines, policy, name):
     drawn = []
-    monkeypatch.setattr("blockdrop_min.pictures.tradeoff", lambda points, path, published: drawn.append(published))
+    monkeypatch.setattr("blockdrop_min.pictures.tradeoff", lambda points, path, published: drawn.append(([*points], published)))
     part = split(20, classes=len(classes))
     data = Data(part, part, part, tuple(classes), (0.0,) * 3, (1.0,) * 3, 32, 4)
     u = torch.ones(20, 3)
-    evaluate.draw(tmp_path, data, {"blockdrop": Result(u[:, 0] > 0, u, u.sum(1), 3)})
-    assert drawn == [lines]
+    evaluate.draw(tmp_path, Settings(policy=policy), data, {"blockdrop": Result(u[:, 0] > 0, u, u.sum(1), 3)})
+    assert drawn == [([name], lines)]
 
 
 def test_the_papers_points_are_those_of_its_text():

@@ -99,6 +99,20 @@ def test_every_row_has_what_the_table_shows_in_its_range(finished):
         assert (row["R"] is not None) == (row["A"] is not None) == decides
 
 
+def test_blocks_that_are_not_free_are_kept_in_validation(tmp_path):
+    assert short_run(tmp_path, "--keep-bias=-20", "--free-by=1") == 0  # a policy that drops what it may drop
+    assert [(row["free"], row["blocks_mean"]) for row in rows(tmp_path)] == [(0, 3), (0, 3), (0, 3), (2, 1), (3, 0), (3, 0)]
+
+
+def test_every_step_has_the_learning_rate_of_its_place_in_the_stage(tmp_path, monkeypatch):
+    seen, update = [], train.update
+    monkeypatch.setattr(train, "update", lambda *given, **more: seen.append(given[3]) or update(*given, **more))
+    assert short_run(tmp_path) == 0
+    base, steps = {"pretrain": 0.05, "curriculum": 2e-3, "finetune": 1e-3}, {"pretrain": 6, "curriculum": 9, "finetune": 3}
+    expected = [rate * train.learning_rate("cosine", s, i / steps[s]) for s, rate in base.items() for i in range(steps[s])]
+    assert seen == pytest.approx(expected) and max(seen) > 0.04
+
+
 def test_the_settings_are_written_as_they_were(finished):
     assert json.loads((finished[0] / "settings.json").read_text()) == asdict(parse(SHORT)[0])
 
@@ -450,6 +464,15 @@ def test_several_seeds_share_a_table_of_means_and_deviations(run, tmp_path, caps
     assert "2 run(s)" in " ".join(out.split()) and re.search(r"│ BlockDrop +│ +\d+\.\d\d ± \d+\.\d\d │", out)
 
 
+def test_seeds_that_start_from_resnets_of_their_own_share_a_table(run, tmp_path, capsys):
+    for seed in (0, 1):
+        shutil.copy(run / "resnet.pt", tmp_path / f"resnet{seed}.pt")
+        flags = "--stages=finetune", "--policy=first:2", f"--resnet={tmp_path / f'resnet{seed}.pt'}", f"--seed={seed}"
+        assert short_run(tmp_path / str(seed), *flags) == 0
+    assert evaluate.main([str(tmp_path / "0"), str(tmp_path / "1")]) == 0
+    assert "2 run(s)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_mean_and_deviation_of_runs_by_hand():
     assert evaluate.mean_std([90.0, 92.0, 94.0], "{:.2f}") == "92.00 ± 2.00"
     assert evaluate.mean_std([90.0], "{:.2f}") == "90.00"
@@ -495,6 +518,13 @@ def test_a_run_that_only_pretrained_has_a_row_for_the_full_network(tmp_path, cap
     assert train.main([*SHORT, "--stages=pretrain", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "full network" in out and "FirstK" not in out
+
+
+def test_a_damaged_checkpoint_is_said_to_be_so_when_the_one_before_is_evaluated(run, capsys):
+    (run / NAME).write_bytes(b"damaged")
+    assert evaluate.main([str(run)]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith(f"evaluate.py: {run / NAME}") and PREVIOUS in error and error.count("\n") == 1
 
 
 def test_a_checkpoint_file_is_evaluated_like_its_folder(run, tmp_path, found):

@@ -34,3 +34,11 @@ def test_the_table_of_files_adds_up():
 def test_every_file_that_the_notes_name_is_there():
     names = re.findall(r"`(?:tests/)?(test_\w+\.py)", (ROOT / "NOTES.md").read_text())
     assert len(names) > 20 and all((ROOT / "tests" / name).exists() for name in names)
+
+
+def test_every_test_that_the_notes_name_is_there():
+    named = re.findall(r"`(test_\w+\.py)?::(test_\w+)(\.{3})?`", (ROOT / "NOTES.md").read_text())
+    assert len(named) > 10
+    for i, (file, test, cut) in enumerate(named):
+        file = file or next(before for before, _, _ in reversed(named[:i]) if before)  # `::test_...`: of the file named last
+        assert f"def {test}{'' if cut else '('}" in (ROOT / "tests" / file).read_text()

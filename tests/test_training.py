@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 import train
 from blockdrop_min import bound, entropy, force_on, greedy, policy_loss, sample
 from blockdrop_min.fast import fast
-from blockdrop_min.settings import Settings
+from blockdrop_min.settings import STAGES, Settings
 from blockdrop_min.training import (
     correct_under,
     correct_under_both,
@@ -122,18 +122,37 @@ def test_the_learning_rate_by_hand():
     assert [learning_rate("step", "pretrain", progress) for progress in (0.1, 0.6)] == pytest.approx([0.5, 0.5])
 
 
+def test_dropping_sets_in_between_a_fifth_and_two_fifths_of_pretraining(monkeypatch):
+    seen, (x, y) = [], batch()
+    monkeypatch.setattr(train, "pretrain_step", lambda *given: seen.append(given[3]))
+    for progress in (0, 0.2, 0.3, 0.4, 1):
+        train.take_step(ready("pretrain"), "pretrain", Settings(), x, y, ~ALL, progress, rng(0))
+    assert seen == pytest.approx([0, 0, 0.375, 0.75, 0.75])
+
+
+def test_the_optimizers_are_those_of_the_authors():
+    found = {stage: train.make_optimizer(ready(stage), stage, Settings()) for stage in STAGES}
+    assert [type(optimizer) for optimizer in found.values()] == [torch.optim.SGD, torch.optim.Adam, torch.optim.Adam]
+    named = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    assert named.items() <= found["pretrain"].param_groups[0].items()
+    for stage, rate in (("curriculum", 2e-3), ("finetune", 1e-3)):
+        assert {"lr": rate, "weight_decay": 0, "betas": (0.9, 0.999)}.items() <= found[stage].param_groups[0].items()
+
+
 @pytest.mark.parametrize(
     ("stage", "settle_by", "expected"),
     [
-        ("finetune", 0.8, [(0.8, 0.05), (0.9, 0.025), (5.0,), (5.0,)]),
-        ("finetune", 0.0, [(0.8, 0.05)] * 4),
-        ("curriculum", 0.8, [(0.8, 0.1)] * 4),
+        ("finetune", 0.8, [(0.8, 0.05, 5.0, True, 0.125), (0.9, 0.025, 5.0, True, 0.125), (5.0,), (5.0,)]),
+        ("finetune", 0.0, [(0.8, 0.05, 5.0, True, 0.125)] * 4),
+        ("curriculum", 0.8, [(0.8, 0.1, 4.0, False, 0.125)] * 4),
     ],
 )
 def test_exploration_fades_and_the_policy_settles_in_finetuning_alone(monkeypatch, stage, settle_by, expected):
     seen, (x, y) = [], batch()
-    monkeypatch.setattr(train, "policy_step", lambda *arguments: seen.append(arguments[4:6]))  # alpha, beta
-    monkeypatch.setattr(train, "settled_step", lambda *arguments: seen.append(arguments[3:]))  # gamma
+    monkeypatch.setattr(
+        train, "policy_step", lambda *given: seen.append(given[4:7] + given[8:10])
+    )  # alpha, beta, gamma, joint, full_share
+    monkeypatch.setattr(train, "settled_step", lambda *given: seen.append(given[3:]))  # gamma
     for progress in (0, 0.4, 0.8, 1):
         train.take_step(ready(stage), stage, Settings(settle_by=settle_by), x, y, ALL, progress, rng(0))
     assert seen == [pytest.approx(numbers) for numbers in expected]

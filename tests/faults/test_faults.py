@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PI = "pi = s_bounded * u + (1 - s_bounded) * (1 - u)"
-LOSS = "return -(advantage.detach() * log(only(free, pi)).sum(1)).mean()"
+LOSS = "return -(advantage.detach() * log(force_on(pi, free)).sum(1)).mean()"
 ENTROPY = "return (-p * log(p) - (1 - p) * log(1 - p)).sum(1).mean()"
 SPARSE = "return put(shortcut, index, kept)"
 MASKED = "return torch.where(mask, kept, shortcut)"
@@ -72,18 +72,18 @@ FAULTS = {
     ),
     "gradient through the advantage": Fault("policy", LOSS, LOSS.replace(".detach()", ""), "policy::no_gradient_flows_through_the_advantage"),
     "loss of all blocks": Fault(
-        "policy", LOSS, LOSS.replace("only(free, pi)", "pi"), "curriculum::at_no_epoch_does_any_loss_term_give_a_forced_blocks_logit_a_gradient"
+        "policy", LOSS, LOSS.replace("force_on(pi, free)", "pi"), "curriculum::at_no_epoch_does_any_loss_term_give_a_forced_blocks_logit_a_gradient"
     ),
     "one-sided entropy": Fault("policy", ENTROPY, ENTROPY.replace(" - (1 - p) * log(1 - p)", ""), "policy::the_entropy_treats_keeping_and_dropping_alike"),
     "entropy of all blocks": Fault(
         "policy",
-        "p = only(free, s_bounded)",
+        "p = force_on(s_bounded, free)",
         "p = s_bounded",
         "curriculum::at_no_epoch_does_any_loss_term_give_a_forced_blocks_logit_a_gradient",
     ),
     "entropy averaged over blocks": Fault("policy", ENTROPY, ENTROPY.replace(".sum(1)", ".mean(1)"), "policy::the_entropy_of_a_coin_is_ln_2_and_adds_up_over_blocks"),
     "mask inverted": Fault(
-        "policy", "torch.where(free.to(p.device), p, torch.ones_like(p))", "torch.where(free.to(p.device), torch.ones_like(p), p)", "policy::the_policy_loss_counts_free_blocks_only"
+        "policy", LOSS, LOSS.replace("free)", "~free)"), "policy::the_policy_loss_counts_free_blocks_only"
     ),
     "mask behind the logarithm": Fault(
         "policy",
