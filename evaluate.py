@@ -107,7 +107,7 @@ def show(console, runs, group):
 
     group: (settings, `numbers`, results) of each run.
     """
-    settings, numbers, results = group[0]
+    settings, first, results = group[0]
     table = Table(title=f"{', '.join(runs)}: ResNet-{settings.depth} on {settings.data}, {len(group)} run(s), test set")
     for heading in ("policy", "accuracy %", "blocks", "FLOPs (M)", "FLOPs saved %", "policies"):
         table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
@@ -124,7 +124,7 @@ def show(console, runs, group):
     for run, (_, _, results) in zip(runs, group, strict=True):
         if "best static" in results:
             console.print(f"{run}: best static policy {''.join(str(int(u)) for u in results['best static'].u[0])}")
-    if "rank_correlation" in numbers and "blockdrop" in results:
+    if "rank_correlation" in first and "blockdrop" in results:
         quarters = zip(*(found["blocks_by_difficulty"] for _, found, _ in group), strict=True)
         correlation = mean_std([found["rank_correlation"] for _, found, _ in group], "{:.2f}")
         console.print(f"rank correlation of blocks with difficulty: {correlation}; "
