@@ -112,7 +112,7 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         trees = [image_folder(Path(root), names, size) for names in (("train",), ("test", "val"))]
         if trees[0].classes != trees[1].classes:
             raise ValueError(f"{root}: the classes of train and of the test folder differ")
-        read = read_images if name == "folder" else stream_images
+        read = read_images if name == "folder" else lambda tree: Split(tree, torch.tensor(tree.targets))
         train, test, classes = read(trees[0]), read(trees[1]) if with_test else None, tuple(trees[0].classes)
         if test and name == "folder" and test.images.shape[1:] != train.images.shape[1:]:
             sides = f"{test.images.shape[-1]} pixels wide and training images {train.images.shape[-1]}"
@@ -158,11 +158,6 @@ def image_folder(root, names, size):
         return datasets.ImageFolder(found[0], transforms.Compose([*resize, transforms.PILToTensor()]), loader=open_image)
     except FileNotFoundError as problem:
         raise ValueError(f"{found[0]}: {str(problem).splitlines()[0]}") from None
-
-
-def stream_images(data):
-    """The images of an `image_folder`, each read when it is needed."""
-    return Split(data, torch.tensor(data.targets))
 
 
 def read_images(data):

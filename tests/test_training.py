@@ -149,9 +149,8 @@ def test_the_optimizers_are_those_of_the_authors():
 )
 def test_exploration_fades_and_the_policy_settles_in_finetuning_alone(monkeypatch, stage, settle_by, expected):
     seen, (x, y) = [], batch()
-    monkeypatch.setattr(
-        train, "policy_step", lambda *given: seen.append(given[4:7] + given[8:10])
-    )  # alpha, beta, gamma, joint, full_share
+    # alpha, beta, gamma, joint, full_share
+    monkeypatch.setattr(train, "policy_step", lambda *given: seen.append(given[4:7] + given[8:10]))
     monkeypatch.setattr(train, "settled_step", lambda *given: seen.append(given[3:]))  # gamma
     for progress in (0, 0.4, 0.8, 1):
         train.take_step(ready(stage), stage, Settings(settle_by=settle_by), x, y, ALL, progress, rng(0))
