@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from blockdrop_min import pictures
-from blockdrop_min.bench import bench
-from blockdrop_min.checkpoint import read, restore
-from blockdrop_min.data import load_data
-from blockdrop_min.report import compare, rank_correlation, run_policy
-from blockdrop_min.settings import Parser, Settings, choose_device
+from blockdrop_min.lab import pictures
+from blockdrop_min.lab.bench import bench
+from blockdrop_min.lab.checkpoint import read, restore
+from blockdrop_min.lab.data import load_data
+from blockdrop_min.lab.evaluation import compare, rank_correlation, run_policy
+from blockdrop_min.lab.settings import Parser, Settings, choose_device
 
 MAY_DIFFER = ("seed", "resnet", "device", "workers", "data_dir", "epochs_per_checkpoint")  # between the runs of one table
 NAMES = {

@@ -16,15 +16,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import evaluate
 from blockdrop_min import free_blocks, load_foreign
-from blockdrop_min.checkpoint import DAMAGED, NAME, PREVIOUS, build, read, restore, save, save_metrics, write_safely
-from blockdrop_min.data import augment, load_data, seeded
-from blockdrop_min.fast import fast
-from blockdrop_min.log import Log
-from blockdrop_min.process import Stop, average, first_alone, locked, processes, rank, share, signals, skip, team, total
-from blockdrop_min.report import run_policy
-from blockdrop_min.settings import STAGES, choose_device, flag, parse
-from blockdrop_min.training import policy_step, pretrain_step, set_mode, settled_step, warm_step
-from blockdrop_min.weights import fitting, start_policy
+from blockdrop_min.lab.checkpoint import DAMAGED, NAME, PREVIOUS, build, read, restore, save, save_metrics, write_safely
+from blockdrop_min.lab.data import augment, load_data, seeded
+from blockdrop_min.lab.folding import fast
+from blockdrop_min.lab.log import Log
+from blockdrop_min.lab.process import Stop, average, first_alone, locked, processes, rank, share, signals, skip, team, total
+from blockdrop_min.lab.evaluation import run_policy
+from blockdrop_min.lab.settings import STAGES, choose_device, flag, parse
+from blockdrop_min.finetuning import policy_step, pretrain_step, set_mode, settled_step, warm_step
+from blockdrop_min.lab.weights import fitting, start_policy
 
 MAY_CHANGE = {"stages", "pretrain_epochs", "curriculum_epochs", "finetune_epochs", "epochs_per_checkpoint", "device",
               "workers", "data_dir", "profile"}  # when a run goes on  # fmt: skip

@@ -1,17 +1,40 @@
-"""blockdrop_min: BlockDrop (Wu et al., CVPR 2018) to read, run and teach from. Read resnet.py first."""
+"""blockdrop_min: BlockDrop (Wu et al., CVPR 2018) to read, run and teach from.
 
-from .checkpoint import load
-from .cost import Cost, policy_cost, resnet_cost
-from .curriculum import force_on, free_blocks
-from .fast import fast
-from .model import BlockDrop, FixedPolicy
-from .policy import PolicyNet, bound, entropy, greedy, policy_loss, policy_net, sample, static_policy
-from .resnet import MaskedResNet, resnet
-from .reward import reward
-from .weights import load_foreign
+The method, in reading order: masked_resnet, policy_net, rewards, policy_gradient, pretraining,
+curriculum, finetuning, blockdrop. What a run needs besides is in lab/.
+"""
+
+from .blockdrop import BlockDrop, FixedPolicy, static_policy
+from .curriculum import free_blocks
+from .lab.checkpoint import load
+from .lab.cost import Cost, policy_cost, resnet_cost
+from .lab.folding import fast
+from .lab.weights import load_foreign
+from .masked_resnet import MaskedResNet, resnet
+from .policy_gradient import entropy, policy_loss
+from .policy_net import PolicyNet, bound, force_on, greedy, policy_net, sample
+from .rewards import reward
 
 __all__ = [
-    "BlockDrop", "Cost", "FixedPolicy", "MaskedResNet", "PolicyNet", "bound", "entropy", "fast", "force_on", "free_blocks",
-    "greedy", "load", "load_foreign", "policy_cost", "policy_loss", "policy_net", "resnet", "resnet_cost", "reward", "sample",
+    "BlockDrop",
+    "Cost",
+    "FixedPolicy",
+    "MaskedResNet",
+    "PolicyNet",
+    "bound",
+    "entropy",
+    "fast",
+    "force_on",
+    "free_blocks",
+    "greedy",
+    "load",
+    "load_foreign",
+    "policy_cost",
+    "policy_loss",
+    "policy_net",
+    "resnet",
+    "resnet_cost",
+    "reward",
+    "sample",
     "static_policy",
-]  # fmt: skip
+]

@@ -1,28 +1,66 @@
-"""The curriculum: blocks come under the policy's control from the last to the first (paper, section 3.3)."""
+"""Stage 2: the policy network learns, the ResNet is frozen (paper, section 3.3).
+
+Blocks come under the policy's control from the last to the first. Read after pretraining.py.
+"""
 
 import torch
+import torch.nn.functional as F
+
+from .policy_gradient import entropy, policy_loss
+from .policy_net import bound, force_on, greedy, sample
+from .rewards import correct_under, reward
 
 
 def free_blocks(epoch, num_blocks, epochs=None):
-    """Which blocks the policy decides on in this 0-based epoch; the others are forced on.
+    """Which blocks the policy decides on in this epoch; the others are forced on.
 
-    The last min(epoch + 1, K) blocks are free (paper). With `epochs`, the curriculum's length, they are freed evenly
-    over it: the last ceil(K (epoch + 1) / epochs), at most K.
-    Returns [K] bool.    Raises ValueError if epoch < 0, num_blocks < 1 or epochs < 1.
+    The last min(epoch + 1, K) blocks are free (paper). With `epochs` they are freed evenly over so
+    many epochs: the last ceil(K (epoch + 1) / epochs), at most K.
+
+    epoch: 0-based.
+    num_blocks: K.
+    Returns [K] bool.
+    Raises ValueError if epoch < 0, num_blocks < 1 or epochs < 1.
     """
     if epoch < 0 or num_blocks < 1 or (epochs is not None and epochs < 1):
-        raise ValueError(f"epoch {epoch}, num_blocks {num_blocks}, epochs {epochs}; they must be at least 0, 1 and 1")
-    freed = epoch + 1 if epochs is None else -(-num_blocks * (epoch + 1) // epochs)
+        given = f"epoch {epoch}, num_blocks {num_blocks}, epochs {epochs}"
+        raise ValueError(f"{given}; they must be at least 0, 1 and 1")
+    freed = epoch + 1 if epochs is None else -(-num_blocks * (epoch + 1) // epochs)  # rounded up
     return torch.arange(num_blocks) >= num_blocks - min(freed, num_blocks)
 
 
-def force_on(u, free):
-    """u with 1 in every column that is not free. u: [B, K].    free: [K] bool, None = all.    Returns [B, K].
+def warm_start_step(model, x, y):
+    """Before the curriculum proper: the policy network learns to classify, so that it can see.
 
-    ValueError on another mask.
+    x: [B, 3, H, W], prepared images.
+    y: [B], labels.
+    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
     """
-    if free is None:
-        return u
-    if free.shape != u.shape[1:] or free.dtype != torch.bool:
-        raise ValueError(f"free is {free.dtype} {list(free.shape)}; it must be bool [{u.shape[-1]}]")
-    return torch.where(free.to(u.device), u, torch.ones_like(u))
+    logits = model.policy.classify(x)
+    return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
+
+
+def curriculum_step(model, x, y, free, alpha, beta, gamma, generator):
+    """Policy gradient with a self-critical baseline. Only `model.policy` learns.
+
+    x: [B, 3, H, W], prepared images.
+    y: [B], labels.
+    free: [K] bool, the blocks that the policy decides on; the others come first and are forced on.
+    alpha: bounding of the probabilities.
+    beta: weight of the entropy bonus.
+    gamma: penalty of a wrong prediction.
+    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    """
+    s = model.policy(x)  # [B, K]
+    s_bounded = force_on(bound(s, alpha), free)  # a forced block: probability 1, log 0, entropy 0
+    u = sample(s_bounded, generator)
+    u_greedy = force_on(greedy(s), free)
+
+    forced = int((~free).sum())
+    correct, correct_greedy = correct_under(model.resnet, x, y, u, u_greedy, shared=forced)
+    R = reward(u, correct, gamma)
+    R_greedy = reward(u_greedy, correct_greedy, gamma)
+    A = R - R_greedy  # is it better than what the policy does by itself?
+
+    loss = policy_loss(s_bounded, u, A) - beta * entropy(s_bounded)
+    return loss, {"correct": correct, "R": R, "A": A}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from blockdrop_min import MaskedResNet, policy_net
-from blockdrop_min.resnet import BasicBlock, Bottleneck
+from blockdrop_min.masked_resnet import BasicBlock, Bottleneck
 
 EXECUTIONS = ("masked", "sparse")
 seeds = st.integers(0, 2**32 - 1)

@@ -16,9 +16,9 @@ from PIL import Image
 
 import train
 from blockdrop_min import BlockDrop, FixedPolicy, checkpoint
-from blockdrop_min.checkpoint import build, read
-from blockdrop_min.data import Data, Split
-from blockdrop_min.settings import PRESETS, Settings
+from blockdrop_min.lab.checkpoint import build, read
+from blockdrop_min.lab.data import Data, Split
+from blockdrop_min.lab.settings import PRESETS, Settings
 
 # Every stage in a second, the last step under a settled policy: 72 images to learn from, in steps of 32, 32 and 8; 24 to
 # validate on and 24 to test on.

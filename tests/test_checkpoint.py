@@ -13,7 +13,7 @@ from helpers import images, rng
 from runs import disk, fail, fork, kill, state_of, wait
 
 from blockdrop_min import FixedPolicy, load
-from blockdrop_min.checkpoint import NAME, PREVIOUS, read, restore, save, write_safely
+from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, read, restore, save, write_safely
 
 
 def photos(count=5, side=32):

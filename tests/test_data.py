@@ -12,8 +12,8 @@ from runs import solid, split, write_tree
 from torchvision import datasets
 from torchvision.transforms.functional import to_pil_image
 
-from blockdrop_min.data import Split, augment, centre_crop, load_data, seeded
-from blockdrop_min.shapes import make_shapes
+from blockdrop_min.lab.data import Split, augment, centre_crop, load_data, seeded
+from blockdrop_min.lab.shapes import make_shapes
 
 
 def shapes(**options):

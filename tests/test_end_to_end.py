@@ -5,9 +5,9 @@ import torch
 
 import train
 from blockdrop_min import load
-from blockdrop_min.checkpoint import read
-from blockdrop_min.data import load_data
-from blockdrop_min.report import rank_correlation, run_policy
+from blockdrop_min.lab.checkpoint import read
+from blockdrop_min.lab.data import load_data
+from blockdrop_min.lab.evaluation import rank_correlation, run_policy
 
 FLAGS = """--preset smoke --depth 8 --image-size 16 --train-images 800 --val-images 100 --pretrain-epochs 6 --pretrain-batch 32
     --curriculum-epochs 3 --warm-epochs 1 --curriculum-batch 32 --curriculum-gamma 0 --finetune-epochs 2 --finetune-batch 32

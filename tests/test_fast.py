@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockdrop_min import BlockDrop, FixedPolicy, MaskedResNet, fast, policy_net, resnet
-from blockdrop_min.resnet import BasicBlock, Bottleneck
+from blockdrop_min.masked_resnet import BasicBlock, Bottleneck
 
 module = importlib.import_module("blockdrop_min.fast")  # the name blockdrop_min.fast is the function
 

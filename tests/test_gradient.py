@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockdrop_min import BlockDrop, bound, entropy, force_on, free_blocks, greedy, policy_loss, reward, sample, training
-from blockdrop_min.training import policy_step
+from blockdrop_min.finetuning import policy_step
 
 
 # ------------------------------------------------------------------------------------------------- the two roads

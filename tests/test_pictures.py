@@ -7,10 +7,10 @@ from PIL import Image
 from runs import split
 
 import evaluate
-from blockdrop_min.data import Data, Split
-from blockdrop_min.pictures import CIFAR10, COLOURS, PUBLISHED, extremes, keep_rates, ticks, tradeoff
-from blockdrop_min.report import Result
-from blockdrop_min.settings import Settings
+from blockdrop_min.lab.data import Data, Split
+from blockdrop_min.lab.pictures import CIFAR10, COLOURS, PUBLISHED, extremes, keep_rates, ticks, tradeoff
+from blockdrop_min.lab.evaluation import Result
+from blockdrop_min.lab.settings import Settings
 
 DARK, WHITE = (8, 48, 107), (255, 255, 255)
 

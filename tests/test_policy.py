@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockdrop_min import PolicyNet, bound, entropy, greedy, policy_loss, policy_net, sample, static_policy
-from blockdrop_min.resnet import BasicBlock
+from blockdrop_min.masked_resnet import BasicBlock
 
 s_anywhere = probabilities(inside=False)
 

@@ -21,11 +21,11 @@ from torchvision import datasets
 import evaluate
 import train
 from blockdrop_min import load, load_foreign, resnet
-from blockdrop_min.checkpoint import NAME, PREVIOUS, read, save
-from blockdrop_min.data import load_data
-from blockdrop_min.log import COLUMNS, Log
-from blockdrop_min.report import run_policy
-from blockdrop_min.settings import parse
+from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, read, save
+from blockdrop_min.lab.data import load_data
+from blockdrop_min.lab.log import COLUMNS, Log
+from blockdrop_min.lab.evaluation import run_policy
+from blockdrop_min.lab.settings import parse
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

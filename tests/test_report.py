@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from runs import pair, small_data, split
 
 from blockdrop_min import BlockDrop, force_on, greedy, policy_cost, resnet_cost
-from blockdrop_min.data import Split, centre_crop
-from blockdrop_min.report import Result, best_static_policy, compare, pooled, rank_correlation, run_policy
+from blockdrop_min.lab.data import Split, centre_crop
+from blockdrop_min.lab.evaluation import Result, best_static_policy, compare, pooled, rank_correlation, run_policy
 
 RESULT = Result(
     correct=torch.tensor([True, False, True, True]),

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockdrop_min import MaskedResNet, resnet
-from blockdrop_min.resnet import PoolAndPad
+from blockdrop_min.masked_resnet import PoolAndPad
 
 both = pytest.mark.parametrize("execute", EXECUTIONS)
 

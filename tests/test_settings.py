@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockdrop_min.checkpoint import build
-from blockdrop_min.settings import PRESETS, Settings, flag, make_parser, parse
+from blockdrop_min.lab.checkpoint import build
+from blockdrop_min.lab.settings import PRESETS, Settings, flag, make_parser, parse
 
 NAMES = [f.name for f in fields(Settings)]
 

@@ -10,7 +10,7 @@ from helpers import rng, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockdrop_min.shapes import FADED, SHAPES, draw, hue, make_shapes, polygon, turned
+from blockdrop_min.lab.shapes import FADED, SHAPES, draw, hue, make_shapes, polygon, turned
 
 SQUARE = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
 

@@ -16,7 +16,7 @@ from runs import SHORT, contents, differences, disk, fork, kill, rows, short_run
 
 import evaluate
 import train
-from blockdrop_min.checkpoint import NAME, read
+from blockdrop_min.lab.checkpoint import NAME, read
 
 SAVE = 7  # operations on the disk of one save; the begin of a run takes 6, the end of pretraining 3
 

@@ -15,9 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import train
 from blockdrop_min import bound, entropy, force_on, greedy, policy_loss, sample
-from blockdrop_min.fast import fast
-from blockdrop_min.settings import STAGES, Settings
-from blockdrop_min.training import (
+from blockdrop_min.lab.folding import fast
+from blockdrop_min.lab.settings import STAGES, Settings
+from blockdrop_min.finetuning import (
     correct_under,
     correct_under_both,
     policy_step,

@@ -11,7 +11,7 @@ import torchvision
 from helpers import assert_same, authors_names, images, randomise, small_policy_net, small_resnet
 
 from blockdrop_min import BlockDrop, load_foreign, policy_net, resnet
-from blockdrop_min.weights import start_policy
+from blockdrop_min.lab.weights import start_policy
 
 FAMILIES = pytest.mark.parametrize("family", ["cifar", "imagenet"])
 

@@ -16,10 +16,10 @@ from helpers import assert_same
 from torch import nn
 
 from blockdrop_min import BlockDrop, bound, entropy, force_on, greedy, policy_loss, reward, sample, training
-from blockdrop_min.bench import synthetic_policies, take_turns, untrained
-from blockdrop_min.cost import policy_cost, resnet_cost
-from blockdrop_min.fast import fast
-from blockdrop_min.training import policy_step, set_mode
+from blockdrop_min.lab.bench import synthetic_policies, take_turns, untrained
+from blockdrop_min.lab.cost import policy_cost, resnet_cost
+from blockdrop_min.lab.folding import fast
+from blockdrop_min.finetuning import policy_step, set_mode
 
 
 def authors_step(model, x, y, free, alpha, beta, gamma, generator, joint=False):

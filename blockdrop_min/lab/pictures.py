@@ -16,7 +16,15 @@ PUBLISHED = {  # on these classes, (10^8 FLOPs, accuracy %), from the paper's fi
     "PFEC": [(1.81, 93.1), (4.26, 93.6)],
     "LCCL": [(0.52, 91.7), (0.98, 92.6), (1.30, 92.7)],
 }
-COLOURS = [(60, 60, 70), (214, 39, 40), (31, 119, 180), (255, 140, 0), (44, 140, 44), (148, 103, 189), (140, 86, 75)]
+COLOURS = [
+    (60, 60, 70),
+    (214, 39, 40),
+    (31, 119, 180),
+    (255, 140, 0),
+    (44, 140, 44),
+    (148, 103, 189),
+    (140, 86, 75),
+]
 
 
 def canvas(width, height):
@@ -32,7 +40,9 @@ def write(draw, place, text, size=13, anchor="lm", fill=INK):
 
 def keep_rates(u, labels, classes, path):
     """A heat map: how often images of each class keep each block. u: [N, K].    labels: [N]."""
-    rates = torch.stack([u[labels == c].mean(0) for c in range(len(classes))]).nan_to_num()  # [C, K]
+    rates = torch.stack(
+        [u[labels == c].mean(0) for c in range(len(classes))]
+    ).nan_to_num()  # [C, K]
     cell, left, top = (28 if u.shape[1] <= 30 else 14), 110, 44
     image, draw = canvas(max(480, left + cell * u.shape[1] + 20), top + cell * len(classes) + 14)
     write(draw, (8, 12), "share of a class's images that keep block k (white: none, dark: all)")
@@ -41,8 +51,17 @@ def keep_rates(u, labels, classes, path):
     for c, name in enumerate(classes):
         write(draw, (left - 8, top + cell * (c + 0.5)), name[:14], anchor="rm")
         for k, rate in enumerate(rates[c].tolist()):
-            box = (left + cell * k, top + cell * c, left + cell * (k + 1) - 2, top + cell * (c + 1) - 2)
-            draw.rectangle(box, fill=tuple(round(255 + (dark - 255) * rate) for dark in (8, 48, 107)), outline=FAINT)
+            box = (
+                left + cell * k,
+                top + cell * c,
+                left + cell * (k + 1) - 2,
+                top + cell * (c + 1) - 2,
+            )
+            draw.rectangle(
+                box,
+                fill=tuple(round(255 + (dark - 255) * rate) for dark in (8, 48, 107)),
+                outline=FAINT,
+            )
     image.save(path)
 
 
@@ -60,8 +79,15 @@ def extremes(split, u, classes, path, each=5):
         for half, index in enumerate((order[:each], order[-each:])):
             for j, i in enumerate(index.tolist()):
                 x = left + half * (each * (side + 4) + 16) + j * (side + 4)
-                pixels = split.images[i] if isinstance(split.images, torch.Tensor) else split.images[i][0]
-                image.paste(to_pil_image(pixels.cpu()).resize((side, side), Image.Resampling.NEAREST), (x, y))
+                pixels = (
+                    split.images[i]
+                    if isinstance(split.images, torch.Tensor)
+                    else split.images[i][0]
+                )
+                image.paste(
+                    to_pil_image(pixels.cpu()).resize((side, side), Image.Resampling.NEAREST),
+                    (x, y),
+                )
                 write(draw, (x + side / 2, y + side + 8), f"{int(blocks[i])}", 12, "mm")
     image.save(path)
 
@@ -82,16 +108,29 @@ def tradeoff(points, path, published=None):
     width, height, left, bottom, top, right = 760, 460, 70, 60, 40, 190
     image, draw = canvas(width, height)
     series = {name: [(f / 1e6, 100 * a)] for name, (f, a) in points.items()}
-    series |= {f"{name}, paper": [(100 * f, a) for f, a in line] for name, line in (published or {}).items()}
-    series = {name: [(f, min(max(100 - a, 0.05), 99.9)) for f, a in line] for name, line in series.items()}  # millions, error %
-    xs, ys = (ticks(numbers) for numbers in zip(*(point for line in series.values() for point in line), strict=True))
+    series |= {
+        f"{name}, paper": [(100 * f, a) for f, a in line]
+        for name, line in (published or {}).items()
+    }
+    series = {
+        name: [(f, min(max(100 - a, 0.05), 99.9)) for f, a in line] for name, line in series.items()
+    }  # millions, error %
+    xs, ys = (
+        ticks(numbers)
+        for numbers in zip(*(point for line in series.values() for point in line), strict=True)
+    )
 
     def place(x, y):
         across, up = (math.log(v / axis[0], axis[-1] / axis[0]) for v, axis in ((x, xs), (y, ys)))
         return left + across * (width - left - right), top + up * (height - bottom - top)
 
     write(draw, (left, 18), "accuracy % against FLOPs, on logarithmic axes", 15)
-    write(draw, ((left + width - right) / 2, height - 18), "million FLOPs an image, policy network included", anchor="mm")
+    write(
+        draw,
+        ((left + width - right) / 2, height - 18),
+        "million FLOPs an image, policy network included",
+        anchor="mm",
+    )
     for x in xs:
         draw.line((*place(x, ys[0]), *place(x, ys[-1])), FAINT)
         write(draw, (place(x, ys[0])[0], height - bottom + 14), f"{x:g}", 12, "mm")

@@ -20,7 +20,11 @@ def polygon(points, p):
         t = ((w @ edge) / (edge @ edge)).clamp(0, 1)
         distance = torch.minimum(distance, (w - t[..., None] * edge).square().sum(-1))
         # An edge that a ray to the right of p crosses, upwards or downwards, takes p from inside to outside or back.
-        above, below, left = p[..., 1] >= a[1], p[..., 1] < b[1], edge[0] * w[..., 1] > edge[1] * w[..., 0]
+        above, below, left = (
+            p[..., 1] >= a[1],
+            p[..., 1] < b[1],
+            edge[0] * w[..., 1] > edge[1] * w[..., 0],
+        )
         sign = torch.where((above & below & left) | ~(above | below | left), -sign, sign)
     return sign * distance.sqrt()
 
@@ -28,7 +32,10 @@ def polygon(points, p):
 def turned(count, radii, start=-90.0):
     """`count` points around the centre, their radii taken in turn from `radii`; the first points up."""
     angles = [math.radians(start + 360 * i / count) for i in range(count)]
-    return [(radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles)]
+    return [
+        (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a))
+        for i, a in enumerate(angles)
+    ]
 
 
 def disc(p, radius=0.85, x=0.0):
@@ -58,7 +65,9 @@ SHAPES = {
 
 def hue(h):
     """A bright colour by its hue in [0, 1). [N] -> [N, 3] in [0, 1]"""
-    return (((h[:, None] * 6 + torch.tensor([0.0, 4.0, 2.0])) % 6 - 3).abs() - 1).clamp(0, 1) * 0.8 + 0.1
+    return (((h[:, None] * 6 + torch.tensor([0.0, 4.0, 2.0])) % 6 - 3).abs() - 1).clamp(
+        0, 1
+    ) * 0.8 + 0.1
 
 
 def draw(labels, difficulty, generator, size=32):
@@ -72,11 +81,15 @@ def draw(labels, difficulty, generator, size=32):
         return easy + (hard - easy) * d
 
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # [H, W, 2], x and y in [-1, 1]
+    grid = torch.stack(
+        torch.meshgrid(axis, axis, indexing="xy"), -1
+    )  # [H, W, 2], x and y in [-1, 1]
     scale, angle = uniform(0.5, 0.75), uniform(-1, 1) * lerp(0.15, 0.55)
     centre = uniform(-1, 1, 2) * (0.8 - scale)[:, None]
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(n, 1, 2, 2)
-    p = (grid.view(1, -1, 2) - centre[:, None]).unsqueeze(2).matmul(turn).view(n, size, size, 2) / scale.view(n, 1, 1, 1)
+    p = (grid.view(1, -1, 2) - centre[:, None]).unsqueeze(2).matmul(turn).view(
+        n, size, size, 2
+    ) / scale.view(n, 1, 1, 1)
     distance = torch.empty(n, size, size)
     for c, shape in enumerate(SHAPES.values()):
         distance[labels == c] = shape(p[labels == c])
@@ -95,9 +108,15 @@ def draw(labels, difficulty, generator, size=32):
     for i in range(4):  # clutter: short strokes in the colour of the shape, more of them the harder
         a, b = uniform(-1, 1, 2)[:, None, None], uniform(-0.35, 0.35, 2)[:, None, None]
         along = (((grid - a) * b).sum(-1) / b.square().sum(-1)).clamp(0, 1)[..., None]
-        stroke = ink((grid - a - along * b).norm(dim=-1) * size / 2 - 0.7) * (d > 0.3 + 0.15 * i).view(n, 1, 1, 1)
+        stroke = ink((grid - a - along * b).norm(dim=-1) * size / 2 - 0.7) * (
+            d > 0.3 + 0.15 * i
+        ).view(n, 1, 1, 1)
         image = torch.lerp(image, colour[..., None, None].expand_as(image), stroke)
-    image = torch.lerp(image, colour[..., None, None].expand_as(image), ink(distance * (scale * size / 2).view(n, 1, 1)))
+    image = torch.lerp(
+        image,
+        colour[..., None, None].expand_as(image),
+        ink(distance * (scale * size / 2).view(n, 1, 1)),
+    )
     bar, tilt = (grid - uniform(-0.5, 0.5, 2)[:, None, None]), uniform(0, math.pi)
     across = (bar * torch.stack([tilt.cos(), tilt.sin()], -1)[:, None, None]).sum(-1).abs()
     occlusion = ink((across - lerp(-0.25, 0.115).view(n, 1, 1)) * size / 2)
@@ -115,5 +134,8 @@ def make_shapes(count, seed, size=32):
     generator = torch.Generator().manual_seed(seed)
     labels = (torch.arange(count) % len(SHAPES))[torch.randperm(count, generator=generator)]
     difficulty = torch.rand(count, generator=generator) ** 2
-    parts = [draw(*part, generator, size) for part in zip(labels.split(500), difficulty.split(500), strict=True)]
+    parts = [
+        draw(*part, generator, size)
+        for part in zip(labels.split(500), difficulty.split(500), strict=True)
+    ]
     return torch.cat(parts), labels, difficulty

@@ -16,11 +16,11 @@ import torch
 from rich.table import Table
 
 from .data import centre_crop, seeded
-from .fast import fast, piece_size
-from .model import BlockDrop
-from .policy import greedy, policy_net
-from .report import flops_under
-from .resnet import resnet
+from .folding import fast, piece_size
+from ..blockdrop import BlockDrop
+from ..policy_net import greedy, policy_net
+from .evaluation import flops_under
+from ..masked_resnet import resnet
 
 DRAWS = 7  # batches that a variant meets in turn
 

@@ -26,8 +26,16 @@ class Log:
 
     def __init__(self, quiet=False):
         self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn()
-        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        )
         self.task, self.last = self.progress.add_task("", visible=False), time.monotonic()
 
     def __enter__(self):
@@ -51,8 +59,15 @@ class Log:
 
     def epoch(self, stage, epoch, epochs, steps, done):
         """Begins an epoch of `steps` steps of which some may be done."""
-        self.name, self.steps, self.begun, self.done = f"{stage} {epoch + 1}/{epochs}", steps, time.monotonic(), done
-        self.progress.reset(self.task, description=self.name, total=steps, completed=done, visible=True)
+        self.name, self.steps, self.begun, self.done = (
+            f"{stage} {epoch + 1}/{epochs}",
+            steps,
+            time.monotonic(),
+            done,
+        )
+        self.progress.reset(
+            self.task, description=self.name, total=steps, completed=done, visible=True
+        )
 
     def step(self, step):
         """Says that steps 0 .. step - 1 of the epoch are done."""
@@ -61,4 +76,6 @@ class Log:
         if not self.console.is_terminal and now - self.last >= PLAIN_EVERY:
             left = (now - self.begun) / max(1, step - self.done) * (self.steps - step)
             self.last = now
-            self.say(f"{time.strftime('%F %T')} {self.name}: step {step}/{self.steps}, {left:.0f} s left in this epoch")
+            self.say(
+                f"{time.strftime('%F %T')} {self.name}: step {step}/{self.steps}, {left:.0f} s left in this epoch"
+            )

@@ -13,9 +13,9 @@ from runs import state_of
 
 import evaluate
 from blockdrop_min import fast
-from blockdrop_min.bench import full_network, synthetic_policies, take_turns, untrained
-from blockdrop_min.checkpoint import save
-from blockdrop_min.shapes import SHAPES
+from blockdrop_min.lab.bench import full_network, synthetic_policies, take_turns, untrained
+from blockdrop_min.lab.checkpoint import save
+from blockdrop_min.lab.shapes import SHAPES
 
 QUICK = ["--bench", "--device", "cpu", "--depth", "8", "--image-size", "16", "--seconds", "0", "--no-compile"]
 

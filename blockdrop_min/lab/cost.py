@@ -18,7 +18,9 @@ class Cost(NamedTuple):
 
     def of(self, u):
         """FLOPs under the policies u [B, K]. Returns [B] float64, exact to the integer."""
-        return self.fixed + u.double() @ torch.tensor(self.blocks, dtype=torch.float64, device=u.device)
+        return self.fixed + u.double() @ torch.tensor(
+            self.blocks, dtype=torch.float64, device=u.device
+        )
 
     @property
     def full(self):
@@ -31,10 +33,15 @@ def layer_cost(layer, size):
     if isinstance(layer, nn.Linear):
         return 2 * layer.in_features * layer.out_features, size
     if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
-        kernel, stride, padding = (v if isinstance(v, int) else v[0] for v in (layer.kernel_size, layer.stride, layer.padding))
+        kernel, stride, padding = (
+            v if isinstance(v, int) else v[0]
+            for v in (layer.kernel_size, layer.stride, layer.padding)
+        )
         size = tuple((side + 2 * padding - kernel) // stride + 1 for side in size)
         if isinstance(layer, nn.Conv2d):
-            return 2 * kernel * kernel * layer.in_channels * layer.out_channels * size[0] * size[1], size
+            return 2 * kernel * kernel * layer.in_channels * layer.out_channels * size[0] * size[
+                1
+            ], size
     return 0, size
 
 
@@ -52,7 +59,9 @@ def resnet_cost(net, image_size):
     fixed, size = chain_cost([net.conv1, net.maxpool], as_pair(image_size))
     blocks = []
     for block in net.blocks:
-        if block.downsample is not None:  # the shortcut is computed whether or not the block is kept
+        if (
+            block.downsample is not None
+        ):  # the shortcut is computed whether or not the block is kept
             fixed += chain_cost(block.downsample.children(), size)[0]
         convs = [layer for layer in block.children() if isinstance(layer, nn.Conv2d)]
         flops, size = chain_cost(convs, size)
@@ -62,7 +71,7 @@ def resnet_cost(net, image_size):
 
 def policy_cost(policy, image_size):
     """FLOPs of a `PolicyNet` for one image of this size, an int or (height, width)."""
-    size = tuple(side // 2 if policy.half else side for side in as_pair(image_size))
+    size = tuple(side // 2 if policy.half_size else side for side in as_pair(image_size))
     return resnet_cost(policy.features, size).full + layer_cost(policy.logit, size)[0]
 
 
@@ -70,5 +79,7 @@ def as_pair(image_size):
     """(height, width) of a size that may be one side."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"image_size is {image_size}; it must be a side of at least 1 pixel, or (height, width)")
+        raise ValueError(
+            f"image_size is {image_size}; it must be a side of at least 1 pixel, or (height, width)"
+        )
     return size

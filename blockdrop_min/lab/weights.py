@@ -6,15 +6,17 @@ from pathlib import Path
 
 import torch
 
-from .model import BlockDrop
-from .policy import PolicyNet
+from ..blockdrop import BlockDrop
+from ..policy_net import PolicyNet
 
 # The authors' names of a ResNet's parts, and ours (torchvision's). Segments count from 0 there and from 1 here.
 AUTHORS = [
     (re.compile(r"\bblocks\.(\d+)\.(\d+)\."), lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
     (re.compile(r"\bds\.(\d+)\."), lambda m: f"layer{int(m[1]) + 1}.0.downsample."),
 ]
-IGNORED = re.compile(r"vnet\.|features\.fc\.")  # an agent's unused value head, and what older ones left behind
+IGNORED = re.compile(
+    r"vnet\.|features\.fc\."
+)  # an agent's unused value head, and what older ones left behind
 
 
 def read_file(path):
@@ -23,7 +25,9 @@ def read_file(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except Exception as problem:  # torch.load fails in many ways; its own texts advise to load the file unsafely
+    except (
+        Exception
+    ) as problem:  # torch.load fails in many ways; its own texts advise to load the file unsafely
         kind = type(problem).__name__
         raise ValueError(f"{path} cannot be read ({kind}): it is truncated, not a file of torch.save, or holds more than "
                          "tensors and plain types") from None  # fmt: skip
@@ -52,7 +56,9 @@ def fitting(network, state, what):
     state = {name: t for name, t in own.items() if name.endswith("num_batches_tracked")} | state
     missing, left = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or left:
-        raise ValueError(f"{what}: {len(missing)} tensors missing {missing[:3]}, {len(left)} left over {left[:3]}")
+        raise ValueError(
+            f"{what}: {len(missing)} tensors missing {missing[:3]}, {len(left)} left over {left[:3]}"
+        )
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.shape != own[name].shape:
             raise ValueError(
@@ -69,7 +75,11 @@ def start_policy(policy, path):
     Raises ValueError, and changes nothing, if the file lacks a tensor of them, or has it in another shape.
     """
     own, theirs = policy.features.state_dict(), read_file(path)
-    theirs = {name: t for name, t in theirs.items() if name in own} if isinstance(theirs, Mapping) else {}
+    theirs = (
+        {name: t for name, t in theirs.items() if name in own}
+        if isinstance(theirs, Mapping)
+        else {}
+    )
     policy.features.load_state_dict(fitting(policy.features, theirs, path))
 
 

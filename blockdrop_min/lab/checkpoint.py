@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from .model import BlockDrop, FixedPolicy
-from .policy import policy_net
-from .resnet import resnet
+from ..blockdrop import BlockDrop, FixedPolicy
+from ..masked_resnet import resnet
+from ..policy_net import policy_net
 from .settings import Settings
 from .weights import fitting, read_file
 
@@ -24,7 +24,9 @@ def write_safely(path, content, previous=None):
     What stood at `path` before is renamed to `previous`, if that is given. Raises OSError, and leaves `path` as it was.
     """
     if not isinstance(content, bytes):
-        buffer = io.BytesIO()  # torch.save reports a full disk as a RuntimeError about something else
+        buffer = (
+            io.BytesIO()
+        )  # torch.save reports a full disk as a RuntimeError about something else
         torch.save(content, buffer)
         content = buffer.getbuffer()
     temporary = path.with_name(f".{path.name}")
@@ -49,7 +51,9 @@ def save(folder, state):
 
 def save_metrics(folder, rows):
     """Writes metrics.jsonl anew, one JSON object a line: it never holds a row twice or half a row."""
-    write_safely(Path(folder) / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_safely(
+        Path(folder) / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode()
+    )
 
 
 def read(path):
@@ -64,12 +68,19 @@ def read(path):
         except ValueError as problem:
             if not (path / PREVIOUS).exists():
                 raise
-            return {**read(path / PREVIOUS), "note": f"{problem}; taking the one before, {PREVIOUS}"}
+            return {
+                **read(path / PREVIOUS),
+                "note": f"{problem}; taking the one before, {PREVIOUS}",
+            }
     state = read_file(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of blockdrop_min (format {FORMAT!r})")
-    if not isinstance(state.get("settings"), dict) or not isinstance(state.get("classes"), (list, tuple)):
-        raise ValueError(f"{path} is damaged or from another version of blockdrop_min: settings or classes are missing")
+    if not isinstance(state.get("settings"), dict) or not isinstance(
+        state.get("classes"), (list, tuple)
+    ):
+        raise ValueError(
+            f"{path} is damaged or from another version of blockdrop_min: settings or classes are missing"
+        )
     return state
 
 
@@ -77,7 +88,13 @@ def build(settings, num_classes, mean, std):
     """An untrained `BlockDrop` as the settings say."""
     net = resnet(settings.depth, num_classes, settings.family)
     u = settings.fixed_policy(net.segments)
-    shape = net.num_blocks, settings.family, settings.policy_width, settings.policy_half
+    shape = (
+        net.num_blocks,
+        settings.family,
+        settings.policy_width,
+        settings.policy_half,
+        num_classes,
+    )
     return BlockDrop(net, policy_net(*shape) if u is None else FixedPolicy(u), mean, std)
 
 
@@ -87,7 +104,9 @@ def restore(state, path):
         settings, classes = Settings(**state["settings"]), state["classes"]
         model = build(settings, len(classes), state["mean"], state["std"])
         for part in ("resnet", "policy"):
-            getattr(model, part).load_state_dict(fitting(getattr(model, part), state[part], f"{path}, {part}"))
+            getattr(model, part).load_state_dict(
+                fitting(getattr(model, part), state[part], f"{path}, {part}")
+            )
     except (KeyError, TypeError, AttributeError, RuntimeError) as problem:
         raise ValueError(
             f"{path} is damaged or from another version of blockdrop_min: {type(problem).__name__} {problem}"

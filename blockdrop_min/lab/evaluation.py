@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..blockdrop import FixedPolicy, static_policy
+from ..policy_net import force_on, greedy
 from .cost import policy_cost, resnet_cost
-from .curriculum import force_on
 from .data import centre_crop, seeded
-from .fast import fast
-from .model import FixedPolicy
-from .policy import greedy, static_policy
 
 BATCH = 250
 DRAWS = 3  # random policies are averaged over this many draws
@@ -29,7 +27,10 @@ class Result:
         blocks = self.u.sum(1).double()
         self.accuracy = self.correct.double().mean().item()
         self.blocks_mean, self.blocks_std = blocks.mean().item(), blocks.std(correction=0).item()
-        self.flops_mean, self.flops_std = self.flops.mean().item(), self.flops.std(correction=0).item()
+        self.flops_mean, self.flops_std = (
+            self.flops.mean().item(),
+            self.flops.std(correction=0).item(),
+        )
         self.flops_saved = 1 - self.flops_mean / self.flops_full
         self.distinct_policies = len(self.u.unique(dim=0))
 
@@ -53,7 +54,7 @@ def run_policy(model, split, crop, u=None, free=None, threshold=None):
     """
     model.eval()
     given = None if u is None else u.expand(len(split), -1).to(split.labels.device).split(BATCH)
-    resnet, correct, used = fast(model.resnet), [], []
+    correct, used = [], []
     for i, (x, y) in enumerate(split.batches(BATCH)):
         x = model.prepare(centre_crop(x, crop))
         if given:
@@ -61,7 +62,8 @@ def run_policy(model, split, crop, u=None, free=None, threshold=None):
         else:
             policies = greedy(model.policy(x), model.threshold if threshold is None else threshold)
             policies = force_on(policies, free)
-        correct.append((resnet(x, policies).argmax(1) == y).cpu())
+        logits = model.resnet(x, policies, execute="sparse")
+        correct.append((logits.argmax(1) == y).cpu())
         used.append(policies.cpu())
     used = torch.cat(used)
     return Result(torch.cat(correct), used, *flops_under(model, used, crop, looks=not given))
@@ -98,7 +100,10 @@ def best_static_policy(model, split, crop, start):
 
 def pooled(results):
     """Several draws of one kind of policy as one result over all their images."""
-    parts = (torch.cat([getattr(result, part) for result in results]) for part in ("correct", "u", "flops"))
+    parts = (
+        torch.cat([getattr(result, part) for result in results])
+        for part in ("correct", "u", "flops")
+    )
     return Result(*parts, results[0].flops_full)
 
 
@@ -116,11 +121,15 @@ def compare(model, data, seed=0):
 
     ours = test()
     keep, rates = max(1, round(ours.blocks_mean)), ours.u.mean(0)
-    static = {kind: static_policy(kind, keep, model.resnet.segments) for kind in ("first", "distribute")}
+    static = {
+        kind: static_policy(kind, keep, model.resnet.segments) for kind in ("first", "distribute")
+    }
     random = [static_policy("random", keep, model.resnet.segments, generator) for _ in range(DRAWS)]
     often = torch.zeros(K).index_fill(0, rates.topk(keep).indices, 1.0)
     best = best_static_policy(model, data.val, crop, [often, *static.values()])
-    blind = [torch.bernoulli(rates.expand(len(data.test), K), generator=generator) for _ in range(DRAWS)]
+    blind = [
+        torch.bernoulli(rates.expand(len(data.test), K), generator=generator) for _ in range(DRAWS)
+    ]
     return {
         "full": test(torch.ones(K)),
         "blockdrop": ours,

@@ -33,7 +33,9 @@ def locked(folder):
             if fcntl and rank() == 0:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another run is writing to {folder}; wait for its end, or use another --out") from None
+            raise ValueError(
+                f"another run is writing to {folder}; wait for its end, or use another --out"
+            ) from None
         yield
 
 
@@ -50,7 +52,9 @@ def signals():
     asked = []
 
     def note(number, frame):
-        if asked and processes() == 1:  # torchrun passes Ctrl-C on, so that its processes get it twice
+        if (
+            asked and processes() == 1
+        ):  # torchrun passes Ctrl-C on, so that its processes get it twice
             raise KeyboardInterrupt
         asked.append(number)
 
@@ -77,7 +81,9 @@ def team(device):
     store, number, count = next(rendezvous("env://"))
     # torchrun's store outlives a restart, and with it the addresses of processes that are dead.
     store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=count
+    )
     try:
         yield device
     finally:
@@ -137,12 +143,20 @@ def average(model, weight):
     if processes() == 1:
         return
     learning = [p for p in model.parameters() if p.requires_grad]
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.training
+    ]
     statistics = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
-    has = torch.tensor([p.grad is not None for p in learning], dtype=torch.float32, device=learning[0].device)
+    has = torch.tensor(
+        [p.grad is not None for p in learning], dtype=torch.float32, device=learning[0].device
+    )
     parts = [torch.zeros_like(p) if p.grad is None else weight * p.grad for p in learning]
     parts += [buffer / processes() for buffer in statistics]
-    *parts, has = total(torch.cat([t.flatten() for t in [*parts, has]])).split([t.numel() for t in [*parts, has]])
+    *parts, has = total(torch.cat([t.flatten() for t in [*parts, has]])).split(
+        [t.numel() for t in [*parts, has]]
+    )
     for p, gradient, any_has in zip(learning, parts, has.tolist(), strict=False):
         p.grad = gradient.view_as(p).clone(memory_format=torch.preserve_format) if any_has else None
     for buffer, mean in zip(statistics, parts[len(learning) :], strict=True):

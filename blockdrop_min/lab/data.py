@@ -17,10 +17,14 @@ from torchvision import datasets, transforms
 
 from .shapes import SHAPES, make_shapes
 
-shapes = functools.lru_cache(2)(make_shapes)  # train.py and the evaluation at its end draw the same ones
+shapes = functools.lru_cache(2)(
+    make_shapes
+)  # train.py and the evaluation at its end draw the same ones
 DATA = ("shapes", "cifar10", "cifar100", "folder", "imagenet")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, std
-SAMPLE = 20_000 * 3 * 32 * 32  # bytes of training images whose mean and standard deviation are taken
+SAMPLE = (
+    20_000 * 3 * 32 * 32
+)  # bytes of training images whose mean and standard deviation are taken
 STREAM_SIZE = 256  # side to which images that are not kept in memory are resized
 
 
@@ -45,7 +49,11 @@ class Split:
         """The images at `index` [n]."""
         in_memory = isinstance(self.images, torch.Tensor)
         difficulty = None if self.difficulty is None else self.difficulty[index]
-        return Split(self.images[index] if in_memory else Subset(self.images, index.tolist()), self.labels[index], difficulty)
+        return Split(
+            self.images[index] if in_memory else Subset(self.images, index.tolist()),
+            self.labels[index],
+            difficulty,
+        )
 
     def to(self, device):
         """Moves what is in memory to the device."""
@@ -58,13 +66,20 @@ class Split:
         share: gives, for the size of a batch, the slice of it that is wanted; as it is, all of it.
         """
         order = torch.arange(len(self)) if order is None else order
-        indices, device = [index[share(len(index))] for index in order.split(batch_size) if len(index)], self.labels.device
+        indices, device = (
+            [index[share(len(index))] for index in order.split(batch_size) if len(index)],
+            self.labels.device,
+        )
         if isinstance(self.images, torch.Tensor):
             for index in indices:
                 index = index.to(device)
                 yield self.images[index], self.labels[index]
         else:
-            loader = DataLoader(self.images, batch_sampler=[index.tolist() for index in indices], num_workers=workers)
+            loader = DataLoader(
+                self.images,
+                batch_sampler=[index.tolist() for index in indices],
+                num_workers=workers,
+            )
             for x, y in loader:
                 yield x.to(device, non_blocking=True), y.to(device)
 
@@ -84,7 +99,11 @@ class Data:
 
     def to(self, device):
         """Moves what is in memory to the device."""
-        parts = {name: getattr(self, name).to(device) for name in ("train", "val", "test") if getattr(self, name)}
+        parts = {
+            name: getattr(self, name).to(device)
+            for name in ("train", "val", "test")
+            if getattr(self, name)
+        }
         return replace(self, **parts)
 
 
@@ -99,33 +118,67 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     if name == "shapes":
         size = image_size or 32
         train, classes = Split(*shapes(train_images or 8_000, seed=0, size=size)), tuple(SHAPES)
-        test = Split(*shapes(max(len(SHAPES), min(2_000, len(train) // 4)), seed=1, size=size)) if with_test else None
+        test = (
+            Split(*shapes(max(len(SHAPES), min(2_000, len(train) // 4)), seed=1, size=size))
+            if with_test
+            else None
+        )
     elif name in ("cifar10", "cifar100"):
         if image_size not in (0, 32):
-            raise ValueError(f"--image-size is {image_size}; images of {name} stay as they are, 32 pixels")
+            raise ValueError(
+                f"--image-size is {image_size}; images of {name} stay as they are, 32 pixels"
+            )
         train, classes = cifar(name, root, True)
         test = cifar(name, root, False)[0] if with_test else None
     else:
         if name == "imagenet" and image_size > STREAM_SIZE:
-            raise ValueError(f"--image-size is {image_size}; it must be at most {STREAM_SIZE}, to which imagenet is resized")
+            raise ValueError(
+                f"--image-size is {image_size}; it must be at most {STREAM_SIZE}, to which imagenet is resized"
+            )
         size = STREAM_SIZE if name == "imagenet" else image_size
         trees = [image_folder(Path(root), names, size) for names in (("train",), ("test", "val"))]
         if trees[0].classes != trees[1].classes:
             raise ValueError(f"{root}: the classes of train and of the test folder differ")
-        read = read_images if name == "folder" else lambda tree: Split(tree, torch.tensor(tree.targets))
-        train, test, classes = read(trees[0]), read(trees[1]) if with_test else None, tuple(trees[0].classes)
+        read = (
+            read_images
+            if name == "folder"
+            else lambda tree: Split(tree, torch.tensor(tree.targets))
+        )
+        train, test, classes = (
+            read(trees[0]),
+            read(trees[1]) if with_test else None,
+            tuple(trees[0].classes),
+        )
         if test and name == "folder" and test.images.shape[1:] != train.images.shape[1:]:
-            sides = f"{test.images.shape[-1]} pixels wide and training images {train.images.shape[-1]}"
+            sides = (
+                f"{test.images.shape[-1]} pixels wide and training images {train.images.shape[-1]}"
+            )
             raise ValueError(f"{root}: test images are {sides}; resize them with --image-size")
     train_images = train_images or len(train)
     if not (0 < val_images < train_images <= len(train)):
-        raise ValueError(f"{train_images} training images with {val_images} for validation cannot be cut from {len(train)}")
+        raise ValueError(
+            f"{train_images} training images with {val_images} for validation cannot be cut from {len(train)}"
+        )
     order = torch.randperm(len(train), generator=seeded("split"))[:train_images]
     train, val = train.subset(order[val_images:]), train.subset(order[:val_images])
     if isinstance(train.images, torch.Tensor):
         pixels = train.images[: max(1, SAMPLE // train.images[0].numel())].float() / 255
-        mean, std, crop, pad = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)), train.images.shape[-1], train.images.shape[-1] // 8
-        return Data(train, val, test, classes, tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist()), crop, pad)
+        mean, std, crop, pad = (
+            pixels.mean((0, 2, 3)),
+            pixels.std((0, 2, 3)),
+            train.images.shape[-1],
+            train.images.shape[-1] // 8,
+        )
+        return Data(
+            train,
+            val,
+            test,
+            classes,
+            tuple(mean.tolist()),
+            tuple(std.clamp_min(1e-3).tolist()),
+            crop,
+            pad,
+        )
     return Data(train, val, test, classes, *IMAGENET, crop=image_size or 224, pad=0)
 
 
@@ -135,8 +188,12 @@ def cifar(name, root, train):
     try:
         data = kind(root, train=train, download=True)
     except (OSError, RuntimeError, EOFError) as problem:
-        raise ValueError(f"{name} is not in {root} and could not be downloaded ({problem}); put {kind.filename} there") from None
-    return Split(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)), tuple(data.classes)
+        raise ValueError(
+            f"{name} is not in {root} and could not be downloaded ({problem}); put {kind.filename} there"
+        ) from None
+    return Split(
+        torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
+    ), tuple(data.classes)
 
 
 def open_image(path):
@@ -144,18 +201,29 @@ def open_image(path):
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:  # Pillow's ways to say so
-        raise ValueError(f"{path} cannot be read as an image ({type(problem).__name__}); repair or remove it") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as problem:  # Pillow's ways to say so
+        raise ValueError(
+            f"{path} cannot be read as an image ({type(problem).__name__}); repair or remove it"
+        ) from None
 
 
 def image_folder(root, names, size):
     """The tree root/<one of names>/<class>/<image>; unless `size` is 0, the middle of images resized by their short side."""
     found = [root / name for name in names if (root / name).is_dir()]
     if not found:
-        raise ValueError(f"{root} has no folder {' or '.join(names)}; expected {root / names[0]}/<class>/<image file>")
+        raise ValueError(
+            f"{root} has no folder {' or '.join(names)}; expected {root / names[0]}/<class>/<image file>"
+        )
     resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
     try:
-        return datasets.ImageFolder(found[0], transforms.Compose([*resize, transforms.PILToTensor()]), loader=open_image)
+        return datasets.ImageFolder(
+            found[0], transforms.Compose([*resize, transforms.PILToTensor()]), loader=open_image
+        )
     except FileNotFoundError as problem:
         raise ValueError(f"{found[0]}: {str(problem).splitlines()[0]}") from None
 
@@ -172,7 +240,9 @@ def read_images(data):
             )
         images[i] = image
     if first[1] != first[2]:
-        raise ValueError(f"{data.root}: images are {first[1]} x {first[2]}; make them square with --image-size")
+        raise ValueError(
+            f"{data.root}: images are {first[1]} x {first[2]}; make them square with --image-size"
+        )
     return Split(images, torch.tensor(data.targets))
 
 
@@ -183,8 +253,13 @@ def augment(x, crop, pad, generator):
     """
     x = F.pad(x, (pad, pad, pad, pad))
     top, left, flip = torch.rand(len(x), 3, generator=generator, device=x.device).unbind(1)
-    offsets = [(place * (side - crop + 1)).long()[:, None] for place, side in zip((top, left), x.shape[2:], strict=True)]
-    rows, columns = (offset + torch.arange(crop, device=x.device) for offset in offsets)  # [B, crop]
+    offsets = [
+        (place * (side - crop + 1)).long()[:, None]
+        for place, side in zip((top, left), x.shape[2:], strict=True)
+    ]
+    rows, columns = (
+        offset + torch.arange(crop, device=x.device) for offset in offsets
+    )  # [B, crop]
     columns = torch.where(flip[:, None] < 0.5, columns.flip(1), columns)
     batch = torch.arange(len(x), device=x.device)[:, None, None]
     return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,74 @@
+"""Stage 3: the policy network and the ResNet learn together (paper, section 3.3).
+
+Read after curriculum.py. All blocks are free.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .policy_gradient import entropy, policy_loss
+from .policy_net import bound, greedy, sample
+from .rewards import correct_under, reward
+
+
+def settled(progress, settle_by):
+    """How far exploration has faded, from 0 (as in the curriculum) to 1 (the policy is settled).
+
+    alpha rises to 1 and beta falls to 0 with it. Why: with alpha 0.8 every fifth neighbour of a
+    block is noise, and a ResNet that trains under noise is not the one that is used in the end.
+
+    progress: the fraction of the stage that is done, in [0, 1].
+    settle_by: the fraction at which the policy is settled; 0: never, joint to the end (paper).
+    """
+    return min(1.0, progress / settle_by) if settle_by else 0.0
+
+
+def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0):
+    """The policy gradient, and the cross-entropy of the sampled pass. Both networks learn.
+
+    x: [B, 3, H, W], prepared images.
+    y: [B], labels.
+    alpha: bounding of the probabilities.
+    beta: weight of the entropy bonus.
+    gamma: penalty of a wrong prediction.
+    full_fraction: of the batch also passes with all blocks on and adds to the cross-entropy, which
+        keeps the full network good (paper: 0).
+    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    """
+    s = model.policy(x)  # [B, K]
+    s_bounded = bound(s, alpha)
+    u = sample(s_bounded, generator)
+    u_greedy = greedy(s)
+
+    (correct_greedy,) = correct_under(model.resnet, x, y, u_greedy)
+    full = math.ceil(full_fraction * len(x))  # images that pass twice
+    policies = torch.cat([u, torch.ones_like(u[:full])])
+    logits = model.resnet(torch.cat([x, x[:full]]), policies, execute="sparse")
+    correct = logits[: len(x)].argmax(1) == y
+    R = reward(u, correct, gamma)
+    R_greedy = reward(u_greedy, correct_greedy, gamma)
+    A = R - R_greedy
+
+    loss = policy_loss(s_bounded, u, A) - beta * entropy(s_bounded)
+    loss = loss + F.cross_entropy(logits, torch.cat([y, y[:full]]))
+    return loss, {"correct": correct, "R": R, "A": A}
+
+
+def settled_step(model, x, y, gamma):
+    """Cross-entropy under the greedy policies, which no longer change. Only `model.resnet` learns.
+
+    Also the step under a fixed policy, the paper's heuristics.
+
+    x: [B, 3, H, W], prepared images.
+    y: [B], labels.
+    gamma: only for the R of the log.
+    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    """
+    with torch.no_grad():
+        u = greedy(model.policy.eval()(x))  # [B, K]
+    logits = model.resnet(x, u, execute="sparse")
+    correct = logits.argmax(1) == y
+    R = reward(u, correct, gamma)
+    return F.cross_entropy(logits, y), {"correct": correct, "R": R, "A": torch.zeros_like(R)}

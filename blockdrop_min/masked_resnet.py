@@ -1,0 +1,276 @@
+"""ResNets whose residual blocks can be kept or dropped, image by image (paper, section 3.1).
+
+Read this file first. Block k of K computes y = relu(shortcut(x) + F(x)). A policy u in {0, 1}^K
+says which blocks run: u_k = 1 keeps block k, u_k = 0 drops it and passes shortcut(x) on, with no
+ReLU of its own. Names of modules are torchvision's.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+IMAGENET_SEGMENTS = {  # depth -> blocks per segment
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+def conv(in_channels, out_channels, size, stride=1):
+    """A convolution without bias that keeps the image size, but for its stride."""
+    return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
+
+
+class PoolAndPad(nn.Module):
+    """The CIFAR shortcut between segments: average pooling, then channels of zeros at the end."""
+
+    def __init__(self, stride, new_channels):
+        super().__init__()
+        self.stride = stride
+        self.new_channels = new_channels
+
+    def forward(self, x):
+        # ceil_mode: an odd side becomes (side + 1) / 2, as in the strided convolution beside it.
+        x = F.avg_pool2d(x, self.stride, ceil_mode=True)
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+
+
+class BasicBlock(nn.Module):
+    """F(x) = bn(conv3x3(relu(bn(conv3x3(x))))); the shortcut is the identity or `downsample`."""
+
+    expansion = 1
+
+    def __init__(self, in_channels, width, stride, downsample):
+        super().__init__()
+        self.conv1 = conv(in_channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = downsample
+
+    def residual(self, x):
+        """F(x): [B, C, H, W] -> [B, C', H', W'], a new tensor."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(x))
+
+    def shortcut(self, x):
+        """What a dropped block passes on: [B, C, H, W] -> [B, C', H', W']."""
+        return x if self.downsample is None else self.downsample(x)
+
+
+class Bottleneck(BasicBlock):
+    """F(x): a 1x1, a 3x3 (which has the stride) and a 1x1 convolution, the last 4 times as wide."""
+
+    expansion = 4
+
+    def __init__(self, in_channels, width, stride, downsample):
+        nn.Module.__init__(self)
+        self.conv1 = conv(in_channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, 4 * width, 1)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample = downsample
+
+    def residual(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.bn3(self.conv3(x))
+
+
+def run_masked(block, x, keep):
+    """The definition: every image runs the block, and what a dropped block gives is discarded.
+
+    y = relu(shortcut(x) + F(x)) where `keep`, shortcut(x) elsewhere. Nothing of a dropped block,
+    inf and NaN included, reaches y. It may reach gradients (0 x inf is NaN): to train, run sparsely.
+
+    x: [B, C, H, W].    keep: [B] bool, on x's device.
+    Returns y: [B, C', H', W'].
+    """
+    shortcut = block.shortcut(x)
+    kept = F.relu(shortcut + block.residual(x))
+    return torch.where(keep[:, None, None, None], kept, shortcut)
+
+
+def run_sparse(block, x, kept):
+    """The same function, but F runs on the images that keep the block and on no others.
+
+    x: [B, C, H, W]; overwritten where no gradient is wanted and the shortcut is the identity.
+    kept: [n] int64, the indices of the images that keep the block, on x's device.
+    Returns y: [B, C', H', W'].
+    """
+    shortcut = block.shortcut(x)
+    if len(kept) == 0:
+        return shortcut
+    if len(kept) == len(x):
+        return block.residual(x).add_(shortcut).relu_()
+    part = take(x, kept)
+    part_shortcut = part if shortcut is x else take(shortcut, kept)
+    part = block.residual(part).add_(part_shortcut).relu_()  # in place: F's result is new
+    return put(shortcut, kept, part)
+
+
+# Viewed as [B, H, W, C], an image in channels_last is one run of memory: moving it is one copy.
+def take(x, index):
+    """The images at `index`. [B, C, H, W] -> [len(index), C, H, W]"""
+    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def put(x, index, images):
+    """x [B, C, H, W] with `images` in the places `index`; in place if no gradient is wanted."""
+    rows = x.permute(0, 2, 3, 1)
+    copy = rows.index_copy if torch.is_grad_enabled() else rows.index_copy_
+    return copy(0, index, images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def kept_images(keep, device):
+    """For each block the indices of the images that keep it, all in one upload.
+
+    keep: [B, n] bool, on the CPU.
+    Returns n tensors of int64 on the device.
+    """
+    images = keep.t().nonzero()[:, 1]  # block by block
+    return images.to(device, non_blocking=True).split(keep.sum(0).tolist())
+
+
+class MaskedResNet(nn.Module):
+    """A ResNet that runs, for each image, the blocks that the image's policy keeps.
+
+    block: the class of its blocks.
+    segments: blocks per segment, (5, 5, 5) for ResNet-32; `num_blocks` is their sum K.
+    widths: channels of each segment.
+    num_classes: None leaves the classifier out; the output is then features [B, `num_features`].
+    family: "cifar" or "imagenet", which differ in the stem and in the shortcuts.
+    """
+
+    def __init__(self, block, segments, widths, num_classes, family):
+        super().__init__()
+        self.segments = tuple(segments)
+        self.num_blocks = sum(segments)
+        self.family = family
+        channels = widths[0]
+        if family == "cifar":
+            self.conv1 = conv(3, channels, 3)
+            self.maxpool = nn.Identity()
+        else:
+            self.conv1 = conv(3, channels, 7, stride=2)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        for i, (count, width) in enumerate(zip(segments, widths, strict=True)):
+            layer = nn.Sequential()
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                out = width * block.expansion
+                downsample = self._downsample(channels, out, stride)
+                layer.append(block(channels, width, stride, downsample))
+                channels = out
+            self.add_module(f"layer{i + 1}", layer)
+        self.num_features = channels
+        self.fc = nn.Identity() if num_classes is None else nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _downsample(self, channels, out, stride):
+        if channels == out and stride == 1:
+            return None
+        if self.family == "cifar":
+            return PoolAndPad(stride, out - channels)
+        return nn.Sequential(conv(channels, out, 1, stride), nn.BatchNorm2d(out))
+
+    @property
+    def blocks(self):
+        """The K blocks as one flat list, in the order in which an image meets them."""
+        layers = [self.get_submodule(f"layer{i + 1}") for i in range(len(self.segments))]
+        return [block for layer in layers for block in layer]
+
+    def stem(self, x):
+        """What comes before block 0. [B, 3, H, W] -> [B, C, H', W']"""
+        return self.maxpool(F.relu(self.bn1(self.conv1(x))))
+
+    def head(self, x):
+        """What comes after block K - 1. [B, C, H, W] -> logits [B, C]"""
+        return self.fc(x.mean((2, 3)))
+
+    def forward(self, x, u=None, execute="masked"):
+        """Logits of the images under their policies.
+
+        x: [B, 3, H, W].
+        u: [B, K], or [K] for all images; 0 drops and 1 keeps a block, any dtype; None keeps all.
+        execute: "masked" runs every block on every image and discards what is dropped; "sparse"
+            runs each block only on the images that keep it. Both give the same logits in eval mode.
+            In training mode BatchNorm's statistics are those of all images when masked, and of the
+            images that keep the block when sparse.
+        Returns logits [B, C].
+        Raises ValueError on another `execute`, and on a `u` of another shape or value.
+        """
+        if execute not in ("masked", "sparse"):
+            raise ValueError(f'execute is {execute!r}; it must be "masked" or "sparse"')
+        keep = check_policy(u, len(x), self.num_blocks)  # [B, K]
+        x = self.stem(x)
+        if execute == "sparse":
+            return self.head(self.run(x, keep))
+        for block, column in zip(self.blocks, keep.to(x.device).unbind(1), strict=True):
+            x = run_masked(block, x, column)
+        return self.head(x)
+
+    def run(self, x, keep, first=0):
+        """Runs the n blocks from `first` on, sparsely.
+
+        x: [B, C, H, W], the input of block `first`; may be overwritten if no gradient is wanted.
+        keep: [B, n] bool, on the CPU.
+        Returns the output of block first + n - 1.
+        """
+        blocks = self.blocks[first : first + keep.shape[1]]
+        for block, kept in zip(blocks, kept_images(keep, x.device), strict=True):
+            x = run_sparse(block, x, kept)
+        return x
+
+
+def check_policy(u, num_images, num_blocks):
+    """The policy as [B, K] bool on the CPU, or ValueError. The one time a pass waits for a GPU."""
+    if u is None:
+        return torch.ones(num_images, num_blocks, dtype=torch.bool)
+    u = torch.as_tensor(u)
+    if tuple(u.shape) not in ((num_blocks,), (num_images, num_blocks)):
+        allowed = f"[{num_blocks}] or [{num_images}, {num_blocks}]"
+        raise ValueError(f"u has shape {list(u.shape)}; it must be {allowed}")
+    u = u.detach().cpu()
+    if not ((u == 0) | (u == 1)).all():
+        raise ValueError("u holds a value that is neither 0 (drop) nor 1 (keep)")
+    return u.bool().expand(num_images, num_blocks)
+
+
+def resnet(depth, num_classes=10, family="cifar"):
+    """A `MaskedResNet` by its depth.
+
+    depth: "cifar": 6n + 2 (8, 14, 20, 32, 110, ...), three segments of n basic blocks, 16, 32 and
+        64 channels. "imagenet": 18, 34 (basic blocks), 50, 101, 152 (bottlenecks), four segments.
+    num_classes: at least 1.
+    family: "cifar", or "imagenet", which has torchvision's layout.
+    Raises ValueError on any other depth, family or number of classes.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
+    segments = segments_of(depth, family)
+    block = Bottleneck if family == "imagenet" and depth >= 50 else BasicBlock
+    widths = (16, 32, 64) if family == "cifar" else (64, 128, 256, 512)
+    return MaskedResNet(block, segments, widths, num_classes, family)
+
+
+def segments_of(depth, family):
+    """Blocks per segment, (5, 5, 5) for depth 32 of "cifar"; ValueError if there is no such net."""
+    if family == "cifar":
+        if depth < 8 or depth % 6 != 2:
+            allowed = "6n + 2 layers: 8, 14, 20, 26, 32, ..., 110, ..."
+            raise ValueError(f"depth is {depth}; a CIFAR ResNet has {allowed}")
+        return (depth // 6,) * 3
+    if family == "imagenet":
+        if depth not in IMAGENET_SEGMENTS:
+            allowed = ", ".join(map(str, IMAGENET_SEGMENTS))
+            raise ValueError(f"depth is {depth}; an ImageNet ResNet has one of {allowed} layers")
+        return IMAGENET_SEGMENTS[depth]
+    raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')

@@ -1,0 +1,120 @@
+"""The policy: which blocks each image keeps (paper, section 3.2).
+
+    pi(u | x) = prod_k s_k^u_k (1 - s_k)^(1 - u_k)
+
+Read after masked_resnet.py. First the network that computes s from the image, then pure functions
+of s and u.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .masked_resnet import BasicBlock, MaskedResNet
+
+
+class PolicyNet(nn.Module):
+    """Keep-probabilities of all K blocks from one look at the image: a small ResNet and a sigmoid.
+
+    num_blocks: K.
+    family: "cifar" or "imagenet", as of a ResNet.
+    width: channels of the first segment.
+    half_size: pool the image to half its size first.
+    num_classes: give it a classifier on the same features, for the warm start (curriculum.py).
+    """
+
+    def __init__(self, num_blocks, family, width, half_size, num_classes=None):
+        super().__init__()
+        self.num_blocks = num_blocks
+        self.half_size = half_size
+        segments = (1, 1, 1) if family == "cifar" else (1, 1, 1, 1)
+        widths = [width * 2**i for i in range(len(segments))]
+        self.features = MaskedResNet(BasicBlock, segments, widths, None, family)
+        self.logit = nn.Linear(self.features.num_features, num_blocks)
+        if num_classes is not None:
+            self.classifier = nn.Linear(self.features.num_features, num_classes)
+
+    def forward(self, x):
+        """[B, 3, H, W] -> s [B, K] in [0, 1], at least float32: bfloat16 is too coarse."""
+        return self.keep_probabilities(self.embed(x))
+
+    def embed(self, x):
+        """[B, 3, H, W] -> features [B, num_features]"""
+        return self.features(F.avg_pool2d(x, 2) if self.half_size else x)
+
+    def keep_probabilities(self, features):
+        """[B, num_features] -> s [B, K]"""
+        logits = self.logit(features)
+        return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+    def classify(self, x):
+        """[B, 3, H, W] -> logits [B, C] of the classifier, which has no part in the policy."""
+        return self.classifier(self.embed(x))
+
+
+def policy_net(num_blocks, family="cifar", width=None, half_size=None, num_classes=None):
+    """A `PolicyNet` for a ResNet of `num_blocks` blocks.
+
+    num_blocks: K, at least 1.
+    family: "cifar": a ResNet-8, one basic block a segment. "imagenet": a ResNet-10.
+    width: channels of the first segment; None: 16 (cifar) or 64 (imagenet).
+    half_size: pool the image to half its size first; None: only for imagenet.
+    num_classes: of a classifier for the warm start; None: no classifier.
+    Raises ValueError on another family, and if num_blocks or width is below 1.
+    """
+    if family not in ("cifar", "imagenet"):
+        raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')
+    if width is None:
+        width = 16 if family == "cifar" else 64
+    if half_size is None:
+        half_size = family == "imagenet"
+    if num_blocks < 1 or width < 1:
+        raise ValueError(f"num_blocks is {num_blocks}, width is {width}; both must be at least 1")
+    return PolicyNet(num_blocks, family, width, half_size, num_classes)
+
+
+def bound(s, alpha):
+    """s_bounded = alpha s + (1 - alpha)(1 - s): both choices stay possible (paper, section 3.3).
+
+    s: [B, K] in [0, 1].
+    alpha: in (0.5, 1]; 1 leaves s as it is.
+    Returns [B, K], in [1 - alpha, alpha].
+    Raises ValueError on another alpha.
+    """
+    if not 0.5 < alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it must lie in (0.5, 1]")
+    return alpha * s + (1 - alpha) * (1 - s)
+
+
+def greedy(s, threshold=0.5):
+    """The most likely policy: [B, K] float 0/1, 1 where s >= threshold: a tie keeps the block."""
+    return (s >= threshold).to(s.dtype)
+
+
+def sample(s_bounded, generator=None):
+    """A policy u ~ Bernoulli(s_bounded), each image and block on its own. No gradient.
+
+    s_bounded: [B, K].
+    generator: where the random numbers come from; None: PyTorch's global one.
+    Returns u: [B, K] float 0/1.
+    """
+    numbers = torch.rand(
+        s_bounded.shape, generator=generator, dtype=s_bounded.dtype, device=s_bounded.device
+    )
+    return (numbers < s_bounded).to(s_bounded.dtype)
+
+
+def force_on(u, free):
+    """u with 1 in every column that is not free.
+
+    u: [B, K], a policy or its probabilities.
+    free: [K] bool; None leaves u as it is.
+    Returns [B, K].
+    Raises ValueError on another mask.
+    """
+    if free is None:
+        return u
+    if free.shape != u.shape[1:] or free.dtype != torch.bool:
+        given = f"{free.dtype} {list(free.shape)}"
+        raise ValueError(f"free is {given}; it must be bool [{u.shape[-1]}]")
+    return torch.where(free.to(u.device), u, torch.ones_like(u))

@@ -1,0 +1,49 @@
+"""Stage 1: pretrain the ResNet so that it tolerates dropped blocks. Read after policy_gradient.py.
+
+The paper starts from a plainly trained ResNet. One that has met dropped blocks gives up its blocks
+in a few epochs of curriculum instead of thousands (NOTES.md).
+"""
+
+import torch
+import torch.nn.functional as F
+
+LEAST_RATE = 0.15  # images that drop blocks keep each one with a rate from U(LEAST_RATE, 1)
+
+
+def drop_fraction(progress, drop):
+    """The fraction of images that drop blocks at this point of the stage.
+
+    Plain training at first, so that the network learns something worth dropping; dropping sets in
+    after a fifth of the steps and is fully there after two fifths.
+
+    progress: the fraction of the stage that is done, in [0, 1].
+    drop: the fraction at the end.
+    """
+    return drop * min(1.0, max(0.0, progress / 0.2 - 1))
+
+
+def random_policies(num_images, num_blocks, fraction, generator):
+    """Random policies u [B, K]: a `fraction` of the images drops blocks, the others keep all.
+
+    An image that drops blocks draws a keep rate from U(0.15, 1), and each block by that rate.
+    """
+    shape = (num_images, num_blocks + 2)
+    numbers = torch.rand(shape, generator=generator, device=generator.device)
+    rate = LEAST_RATE + (1 - LEAST_RATE) * numbers[:, :1]  # [B, 1]
+    drops = numbers[:, 1:2] < fraction  # [B, 1]
+    return ((numbers[:, 2:] < rate) | ~drops).float()
+
+
+def pretrain_step(model, x, y, fraction, generator):
+    """Cross-entropy of the ResNet under random policies. Only `model.resnet` learns.
+
+    x: [B, 3, H, W], prepared images.
+    y: [B], labels.
+    fraction: of the images that drop blocks; 0 is plain training.
+    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    """
+    u = None
+    if fraction > 0:
+        u = random_policies(len(x), model.resnet.num_blocks, fraction, generator)
+    logits = model.resnet(x, u, execute="sparse")
+    return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
