@@ -85,7 +85,7 @@ def run_masked(block, x, keep):
     """The definition: every image runs the block, and what a dropped block gives is discarded.
 
     y = relu(shortcut(x) + F(x)) where `keep`, shortcut(x) elsewhere. Nothing of a dropped block,
-    inf and NaN included, reaches y. It may reach gradients (0 x inf is NaN): to train, run sparsely.
+    inf and NaN included, reaches y. It may reach gradients (0 x inf is NaN); train sparsely.
 
     x: [B, C, H, W].    keep: [B] bool, on x's device.
     Returns y: [B, C', H', W'].
@@ -152,13 +152,10 @@ class MaskedResNet(nn.Module):
         self.num_blocks = sum(segments)
         self.family = family
         channels = widths[0]
-        if family == "cifar":
-            self.conv1 = conv(3, channels, 3)
-            self.maxpool = nn.Identity()
-        else:
-            self.conv1 = conv(3, channels, 7, stride=2)
-            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        small = family == "cifar"
+        self.conv1 = conv(3, channels, 3) if small else conv(3, channels, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         for i, (count, width) in enumerate(zip(segments, widths, strict=True)):
             layer = nn.Sequential()
             for j in range(count):
