@@ -3,6 +3,8 @@
 Blocks come under the policy's control from the last to the first. Read after pretraining.py.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -27,6 +29,11 @@ def free_blocks(epoch, num_blocks, epochs=None):
         raise ValueError(f"{given}; they must be at least 0, 1 and 1")
     freed = epoch + 1 if epochs is None else -(-num_blocks * (epoch + 1) // epochs)  # rounded up
     return torch.arange(num_blocks) >= num_blocks - min(freed, num_blocks)
+
+
+def portion(fraction, count):
+    """A fraction of so many things, rounded up; 0.07 of 100 is 7, not 8 as in floating point."""
+    return math.ceil(round(fraction * count, 9))
 
 
 def warm_start_step(model, x, y):

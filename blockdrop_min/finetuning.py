@@ -3,11 +3,10 @@
 Read after curriculum.py. All blocks are free.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 
+from .curriculum import portion
 from .policy_gradient import entropy, policy_loss
 from .policy_net import bound, greedy, sample
 from .rewards import correct_under, reward
@@ -43,7 +42,7 @@ def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0)
     u_greedy = greedy(s)
 
     (correct_greedy,) = correct_under(model.resnet, x, y, u_greedy)
-    full = math.ceil(full_fraction * len(x))  # images that pass twice
+    full = portion(full_fraction, len(x))  # images that pass twice
     policies = torch.cat([u, torch.ones_like(u[:full])])
     logits = model.resnet(torch.cat([x, x[:full]]), policies, execute="sparse")
     correct = logits[: len(x)].argmax(1) == y
