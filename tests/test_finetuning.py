@@ -93,6 +93,14 @@ def test_a_finetune_step_computes_the_blocks_that_its_policies_keep(full_fractio
     assert sum(counts) == u.sum() + u_greedy.sum() + 3 * full
 
 
+def test_no_image_passes_twice_unless_told():
+    model = ready()
+    x, y = batch()
+    told, _ = step(copy.deepcopy(model), x, y, full_fraction=0.0)
+    untold, _ = finetune_step(model, x, y, ALPHA, BETA, GAMMA, rng(0))
+    assert_equal(untold, told)
+
+
 def test_the_policy_network_of_finetuning_looks_once_at_each_image():
     model = ready()
     x, y = batch()
