@@ -63,20 +63,29 @@ def run_policy(model, split, crop, u=None, free=None, workers=0):
         used.append(policies)
     correct = torch.cat(correct).cpu()  # once, at the end: each move waits for the GPU
     used = torch.cat(used).cpu()
-    cost = resnet_cost(model.resnet, crop)
-    flops = cost.of(used)
-    if u is None and not isinstance(model.policy, FixedPolicy):
-        flops += policy_cost(model.policy, crop)
-    return Result(correct, used, flops, cost.full)
+    return Result(correct, used, *flops_under(model, used, crop, u is None))
 
 
-def evaluate_policies(model, data, seed=0, workers=0):
+def flops_under(model, u, image_size, own=True):
+    """FLOPs of images under the policies u [B, K]: [B] float64; and those of the full network.
+
+    own: whether the policies are the model's own, so that its policy network is paid for.
+    """
+    cost = resnet_cost(model.resnet, image_size)
+    flops = cost.of(u)
+    if own and not isinstance(model.policy, FixedPolicy):
+        flops += policy_cost(model.policy, image_size)
+    return flops, cost.full
+
+
+def evaluate_policies(model, data, seed=0, workers=0, counted=None):
     """BlockDrop and its rivals on the test set: name -> `Result`.
 
     full: all blocks.
     blockdrop: the model's own policy.
     first, random, distribute: the paper's heuristics, with BlockDrop's mean number of blocks.
-    best static: the best policy of that many blocks for all images, searched on validation.
+    best static: the best policy of that many blocks for all images, searched on validation, or
+        that of `counted`, the best policies of 0, 1, ..., K blocks.
     blind: random policies that keep each block as often as BlockDrop does, whatever the image.
     """
     num_blocks = model.resnet.num_blocks
@@ -90,7 +99,11 @@ def evaluate_policies(model, data, seed=0, workers=0):
     distribute = static_policy("distribute", keep, segments)
     random = [static_policy("random", keep, segments, generator) for _ in range(DRAWS)]
     often = torch.zeros(num_blocks).index_fill(0, rates.topk(keep).indices, 1.0)
-    best = best_static_policy(model, data.val, data.crop, [often, first, distribute], workers)
+    start = [often, first, distribute]
+    if counted is None:
+        best = best_static_policy(model, data.val, data.crop, start, workers)
+    else:
+        best = counted[keep]
     blind = [torch.bernoulli(rates.expand_as(ours.u), generator=generator) for _ in range(DRAWS)]
 
     rivals = {"full": [torch.ones(num_blocks)], "first": [first], "random": random}

@@ -1,6 +1,7 @@
 """Pictures of what a run has learned, drawn with Pillow."""
 
 import io
+import itertools
 import math
 import statistics
 from pathlib import Path
@@ -23,15 +24,8 @@ PUBLISHED = {  # on these classes: (10^8 FLOPs, accuracy %), finetuned (paper, f
 INK = (30, 30, 40)
 FAINT = (205, 205, 215)
 DARK = (8, 48, 107)
-COLOURS = [  # of Okabe and Ito: the colour-blind tell them apart, too
-    (0, 0, 0),
-    (213, 94, 0),
-    (0, 114, 178),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (86, 180, 233),
-]
+# Of Okabe and Ito: the colour-blind tell them apart, too.
+COLOURS = ("#000000", "#d55e00", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 LONGEST = 4000  # pixels of a side
 SIDE = 56  # of a shown image
 
@@ -163,24 +157,19 @@ def overlap(a, b):
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def tradeoff(points, path, lines=None):
+def tradeoff(points, path, lines):
     """Accuracy against FLOPs. Both axes are logarithmic, that of accuracy in the errors.
 
-    points: name -> [(FLOPs, accuracy in [0, 1])], one for each run. Drawn is their mean, with a bar
+    points: name -> [(FLOPs, accuracy in [0, 1])], one for each run. Drawn is their mean, with bars
         of one standard deviation each way; accuracies within 0.001 and 0.9995.
-    lines: name -> [(10^8 FLOPs, accuracy %)], as `PUBLISHED`.
+    lines: name -> the same, drawn as a thin line.
     """
     left, top, right, bottom = frame = (80, 44, 780, 500)
-    series = {}  # name -> [(million FLOPs, error %)]
-    for name, runs in points.items():
-        series[name] = [(flops / 1e6, clamp(100 - 100 * accuracy)) for flops, accuracy in runs]
-    for name, line in (lines or {}).items():
-        series[name] = [(100 * flops, clamp(100 - accuracy)) for flops, accuracy in line]
-    bars = {}  # name -> for each axis (the lower end, the mean, the upper end)
-    for name in points:
-        bars[name] = [spread(values) for values in zip(*series[name], strict=True)]
-    everything = [*series.values(), *(list(zip(*ends, strict=True)) for ends in bars.values())]
-    xs, ys = (ticks(values) for values in zip(*sum(everything, []), strict=True))
+    curves = {}  # name -> where its line goes, in million FLOPs and in errors in percent
+    for name, values in (points | lines).items():
+        spots = [(flops / 1e6, min(max(100 - 100 * a, 0.05), 99.9)) for flops, a in values]
+        curves[name] = cross(spots) if name in points else spots
+    xs, ys = (ticks(values) for values in zip(*itertools.chain(*curves.values()), strict=True))
 
     image, draw = canvas(800, 560)
     write(draw, (8, 20), "accuracy % against million FLOPs an image, policy network included")
@@ -193,31 +182,26 @@ def tradeoff(points, path, lines=None):
         draw.line((left, place, right, place), FAINT)
         write(draw, (left - 8, place), f"{100 - y:g}", anchor="rm")
     labels = []
-    for i, (name, spots) in enumerate(series.items()):
+    for i, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
-        if name in points:
-            (x_low, x, x_high), (y_low, y, y_high) = bars[name]
-            cross = [(x_low, y), (x_high, y), (x, y), (x, y_low), (x, y_high)]
-            spots, size = [(x, y)], 7
-        else:
-            cross, size = spots, 4
-        pixels = [(along(x, xs, left, right), along(y, ys, top, bottom)) for x, y in cross]
-        draw.line(pixels, colour, 2)
-        for x, y in spots:
-            x, y = along(x, xs, left, right), along(y, ys, top, bottom)
+        curve = [(along(x, xs, left, right), along(y, ys, top, bottom)) for x, y in curve]
+        draw.line(curve, colour, 2)
+        for x, y in curve[:1] if name in points else curve:
+            size = 7 if name in points else 4
             draw.ellipse((x - size, y - size, x + size, y + size), colour, "white")
         labels.append((name, x, y))
     label(draw, labels, frame)
     save(image, path)
 
 
-def clamp(error):
-    """An error in percent within what a logarithmic axis can show."""
-    return min(max(error, 0.05), 99.9)
-
-
-def spread(values):
-    """The mean of the values of several runs, between one standard deviation less and one more."""
-    mean = statistics.mean(values)
-    std = statistics.stdev(values) if len(values) > 1 else 0.0
-    return max(mean - std, mean / 10), mean, mean + std
+def cross(spots):
+    """A line from the mean of spots (x, y) along bars of one standard deviation each way."""
+    means = []
+    ends = []
+    for values in zip(*spots, strict=True):
+        mean = statistics.mean(values)
+        std = statistics.stdev(values) if len(values) > 1 else 0.0
+        means.append(mean)
+        ends.append((max(mean - std, mean / 10), mean + std))  # a logarithm needs what is above 0
+    (x, y), (xs, ys) = means, ends
+    return [(x, y), (xs[0], y), (xs[1], y), (x, y), (x, ys[0]), (x, ys[1])]
