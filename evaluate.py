@@ -30,18 +30,10 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from blockdrop_min.lab import pictures
+from blockdrop_min.lab import evaluation, images, pictures
 from blockdrop_min.lab.checkpoint import read, restore, write_safely
 from blockdrop_min.lab.data import Data, load_data
 from blockdrop_min.lab.enumeration import enumerate_policies
-from blockdrop_min.lab.evaluation import (
-    dealt_loss,
-    evaluate_policies,
-    flops_under,
-    rank_correlation,
-    run_policy,
-)
-from blockdrop_min.lab.images import load_image, scan
 from blockdrop_min.lab.log import safe_console
 from blockdrop_min.lab.process import choose_device
 from blockdrop_min.lab.settings import Parser, Settings
@@ -60,10 +52,10 @@ NAMES = {  # of the rows in tables and pictures
 
 
 @dataclass
-class Evaluation:
+class Run:
     """A run, measured. results: name -> `Result`.    numbers: what --json writes."""
 
-    run: str
+    name: str
     settings: Settings
     data: Data
     results: dict
@@ -95,63 +87,59 @@ def complain(problem):
     print(f"evaluate.py: {problem}", file=sys.stderr)
 
 
-def open_run(run, device):
-    """A run's checkpoint, its settings and its model on the device."""
-    state, warning = read(run)
+def open_run(name, device):
+    """A run's checkpoint, its settings, and its model on the device."""
+    state, warning = read(name)
     if warning:
         complain(warning)
-    model = restore(state, run).to(device, memory_format=torch.channels_last)
+    model = restore(state, name).to(device, memory_format=torch.channels_last)
     return state, Settings(**state["settings"]), model
 
 
 # Measuring
 
 
-def evaluate(run, options, device):
-    """A run on the test set, as an `Evaluation`; ValueError if run, data and options do not fit."""
-    state, settings, model = open_run(run, device)
+def evaluate(name, options, device):
+    """Measures a run on the test set. ValueError if run, data and options do not fit together."""
+    state, settings, model = open_run(name, device)
+    folder = options.data_dir or settings.data_dir
     sizes = settings.image_size, settings.train_images, settings.val_images
-    data = load_data(
-        settings.data, options.data_dir or settings.data_dir, *sizes, with_test=True
-    ).to(device)
+    data = load_data(settings.data, folder, *sizes, with_test=True).to(device)
     if list(data.classes) != list(state["classes"]):
         theirs = f"the data has {len(data.classes)}: {list(data.classes[:5])}"
-        raise ValueError(f"{run} was trained on {len(state['classes'])} classes, but {theirs}")
+        raise ValueError(f"{name} was trained on {len(state['classes'])} classes, but {theirs}")
     trained = state["stage"] != "pretrain"
     learned = trained and settings.policy == "learned"
-    ones = torch.ones(model.resnet.num_blocks)
-    run_on_test = (model, data.test, data.crop)
+    workers = settings.workers
 
-    enumeration = counted = None
+    numbers = {"run": name}
+    counted = None
     if options.enumerate:
-        stage = "finetune" if state["stage"] == "finetune" else "curriculum"
-        gamma = getattr(settings, f"{stage}_gamma")
-        ours = run_policy(*run_on_test, workers=settings.workers) if learned else None
-        enumeration = enumerate_policies(model, data, gamma, ours, settings.workers)
-        counted = [torch.tensor([float(u) for u in policy]) for policy in enumeration["frontier"]]
+        finetuned = state["stage"] == "finetune"
+        gamma = settings.finetune_gamma if finetuned else settings.curriculum_gamma
+        numbers["enumeration"] = enumerate_policies(model, data, gamma, learned, workers)
+        counted = [torch.tensor([*map(float, u)]) for u in numbers["enumeration"]["frontier"]]
     if learned:
-        results = evaluate_policies(model, data, settings.seed, settings.workers, counted)
-    else:
-        results = {"full": run_policy(*run_on_test, ones, workers=settings.workers)}
-        if trained:
-            results["blockdrop"] = run_policy(*run_on_test, workers=settings.workers)
-    numbers = {"run": run, **numbers_of(data, results)}
-    if learned:
+        results = evaluation.evaluate_policies(model, data, settings.seed, workers, counted)
         ours = results["blockdrop"]
-        numbers["dealt_loss"] = dealt_loss(model, data, ours, settings.seed, settings.workers)
-    if enumeration:
-        numbers["enumeration"] = enumeration
-    return Evaluation(run, settings, data, results, numbers)
+        loss = evaluation.dealt_loss(model, data, ours, settings.seed, workers)
+        numbers["dealt_loss"], numbers["dealt_loss_error"] = loss
+    else:
+        policies = {"full": torch.ones(model.resnet.num_blocks)}
+        policies |= {"blockdrop": None} if trained else {}
+        results = {}
+        for kind, u in policies.items():
+            results[kind] = evaluation.run_policy(model, data.test, data.crop, u, workers=workers)
+    return Run(name, settings, data, results, numbers | numbers_of(data, results))
 
 
 def numbers_of(data, results):
     """What --json writes of the results, as a dict."""
     ours = results.get("blockdrop", results["full"])
     numbers = {"images": len(data.test), "num_blocks": ours.u.shape[1]}
-    for name in ("accuracy", "blocks_mean", "blocks_std", "flops_mean", "flops_std"):
-        numbers[name] = getattr(ours, name)
-    for name in ("flops_full", "flops_saved", "distinct_policies"):
-        numbers[name] = getattr(ours, name)
+    for name, value in vars(ours).items():
+        if not isinstance(value, torch.Tensor):
+            numbers[name] = value
     numbers["full_accuracy"] = results["full"].accuracy
     numbers["baselines"] = {}
     for name, result in results.items():
@@ -160,10 +148,10 @@ def numbers_of(data, results):
     if data.test.difficulty is not None:
         difficulty = data.test.difficulty.cpu()
         blocks = ours.u.sum(1)
-        numbers["rank_correlation"] = rank_correlation(blocks, difficulty)
+        numbers["rank_correlation"] = evaluation.rank_correlation(blocks, difficulty)
         quarters = (4 * difficulty).long().clamp(max=3)
-        means = [blocks[quarters == q] for q in range(4)]
-        means = [part.mean().item() if len(part) else None for part in means]
+        parts = [blocks[quarters == quarter] for quarter in range(4)]
+        means = [part.mean().item() if len(part) else None for part in parts]
         numbers["blocks_by_difficulty"] = means
     return numbers
 
@@ -186,9 +174,9 @@ def mean_std(values, form, std=None):
     return mean if std is None else f"{mean} ± {form.format(std)}"
 
 
-def make_table(title, headings):
-    """A table whose numbers are never cut: at 80 columns the first column wraps."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+def make_table(headings):
+    """A table of at most 80 columns. Where they do not suffice, names wrap; numbers are never cut."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
     return table
@@ -196,17 +184,16 @@ def make_table(title, headings):
 
 def results_table(group):
     """The table of runs that differ in their seed: means over runs, ± over runs (one: images)."""
-    settings, first = group[0].settings, group[0].results
-    unit, name = (1e9, "G") if first["full"].flops_full > 1e9 else (1e6, "M")
-    form = "{:.2f}" if unit == 1e9 else "{:.1f}"
-    runs = ", ".join(evaluation.run for evaluation in group)
-    title = f"{runs}: ResNet-{settings.depth} on {settings.data}, {len(group)} run(s), test set"
-    headings = ["policy", "accuracy %", "blocks", f"FLOPs ({name})", "saved %", "policies"]
-    table = make_table(title, headings)
+    first = group[0].results
+    unit, letter, form = (1e6, "M", "{:.1f}")
+    if first["full"].flops_full > 1e9:
+        unit, letter, form = (1e9, "G", "{:.2f}")
+    headings = ["policy", "accuracy %", "blocks", f"FLOPs ({letter})", "saved %", "policies"]
+    table = make_table(headings)
     for name, one in first.items():
-        rows = [evaluation.results[name] for evaluation in group]
+        rows = [run.results[name] for run in group]
         table.add_row(
-            label(name, settings),
+            label(name, group[0].settings),
             mean_std([100 * row.accuracy for row in rows], "{:.2f}"),
             mean_std([row.blocks_mean for row in rows], "{:.2f}", one.blocks_std),
             mean_std([row.flops_mean / unit for row in rows], form, one.flops_std / unit),
@@ -216,148 +203,154 @@ def results_table(group):
     return table
 
 
-def enumeration_table(evaluation):
-    """What policies can achieve, by what they are chosen by; then the frontier of single ones."""
-    found = evaluation.numbers["enumeration"]
-    title = f"{evaluation.run}: all policies, reward at gamma {found['gamma']:g}, test set"
-    headings = ["chosen by", "reward", "accuracy %", "blocks", "FLOPs (M)", "knows"]
-    table = make_table(title, headings)
+def enumeration_table(found):
+    """What policies achieve, by how they are chosen; below, the best ones for all images."""
+    table = make_table(["chosen", "reward", "acc. %", "blocks", "FLOPs (M)", "needs"])
     for name, row in (found["policies"] | found["frontier"]).items():
-        table.add_row(
-            name,
-            f"{row['reward']:.3f} ± {row['reward_error']:.3f}",
+        reward = f"{row['reward']:.3f} ± {row['reward_error']:.3f}"
+        numbers = (
             f"{100 * row['accuracy']:.2f}",
             f"{row['blocks']:.2f}",
             f"{row['flops'] / 1e6:.1f}",
-            row["look"],
-            end_section=name == "each image's best",
         )
+        last = name == list(found["policies"])[-1]
+        table.add_row(name, reward, *numbers, row["needs"], end_section=last)
     return table
 
 
-def verdict(evaluation):
+def verdict(run):
     """What came out, in words."""
-    ours = evaluation.results["blockdrop"]
-    lost = 100 * (evaluation.results["full"].accuracy - ours.accuracy)
-    text = f"{'saves' if ours.flops_saved >= 0 else 'adds'} {100 * abs(ours.flops_saved):.0f} %"
-    text = f"BlockDrop {text} of the FLOPs and {'loses' if lost >= 0 else 'gains'} {abs(lost):.1f}"
+    ours = run.results["blockdrop"]
+    saved = 100 * ours.flops_saved
+    lost = 100 * (run.results["full"].accuracy - ours.accuracy)
+    text = f"BlockDrop {'saves' if saved >= 0 else 'adds'} {abs(saved):.0f} % of the FLOPs and "
+    text += f"{'loses' if lost >= 0 else 'gains'} {abs(lost):.1f} points; "
     if ours.distinct_policies == 1:
-        return f"{text} points; one policy for all images."
-    loss, error = (100 * number for number in evaluation.numbers["dealt_loss"])
-    dealt = f"dealt to other images they lose {loss:.1f} ± {error:.1f} points"
-    choice = "the choice is one per image" if loss > 2 * error else "no sign of a choice per image"
-    return f"{text} points; {ours.distinct_policies} policies; {dealt}: {choice}."
+        return text + "one policy for all images."
+    loss, error = run.numbers["dealt_loss"], run.numbers["dealt_loss_error"]
+    text += f"{ours.distinct_policies} policies; dealt to other images they lose "
+    text += f"{100 * loss:.1f} ± {100 * error:.1f} points: "
+    return text + ("the choice is one per image." if loss > 2 * error else "it is not per image.")
 
 
-def report(console, evaluation):
-    """The lines below the table about one run."""
-    numbers, results = evaluation.numbers, evaluation.results
-    lines = []
-    if "best static" in results:
-        digits = "".join(str(int(kept)) for kept in results["best static"].u[0])
-        lines = [f"best static policy {digits}", verdict(evaluation)]
-    if "rank_correlation" in numbers and "blockdrop" in results:
-        quarters = [mean_std([mean], "{:.2f}") for mean in numbers["blocks_by_difficulty"]]
-        text = f"rank correlation of blocks with difficulty: {numbers['rank_correlation']:.2f}; "
-        lines.append(f"{text}blocks by quarter of difficulty: {', '.join(quarters)}")
+def report(console, group):
+    """Prints the results of runs that differ in their seed."""
+    settings = group[0].settings
+    names = ", ".join(run.name for run in group)
+    lines = [f"{names}: ResNet-{settings.depth} on {settings.data}, {len(group)} run(s), test set"]
+    lines.append(results_table(group))
+    for run in group:
+        if "best static" in run.results:
+            digits = "".join(str(int(kept)) for kept in run.results["best static"].u[0])
+            lines += [f"{run.name}: best static policy {digits}", f"{run.name}: {verdict(run)}"]
+    if "blockdrop" in group[0].results and "rank_correlation" in group[0].numbers:
+        correlation = mean_std([run.numbers["rank_correlation"] for run in group], "{:.2f}")
+        quarters = zip(*(run.numbers["blocks_by_difficulty"] for run in group), strict=True)
+        blocks = ", ".join(mean_std(values, "{:.2f}") for values in quarters)
+        text = f"rank correlation of blocks with difficulty: {correlation}; "
+        lines.append(f"{text}blocks by quarter of difficulty: {blocks}")
+    for run in group:
+        if "enumeration" in run.numbers:
+            found = run.numbers["enumeration"]
+            text = f"{run.name}: all policies, counted; reward at gamma {found['gamma']:g}, "
+            lines += [f"{text}what needs the label is a bound", enumeration_table(found)]
+            lines += [f"{run.name}: {line}" for line in regrets(found)]
     for line in lines:
-        console.print(f"{evaluation.run}: {line}", soft_wrap=True)
-    if "enumeration" in numbers:
-        console.print(enumeration_table(evaluation))
+        console.print(line, soft_wrap=isinstance(line, str))
+
+
+def regrets(found):
+    """How far the learned policy is from what counting finds, in words."""
+    lines = []
+    for key, name in (("regret_static", "one for all"), ("regret_informed", found["informed"])):
+        if key in found:
+            mean, error = found[key]
+            lines.append(f"regret, reward {name} less the learned one: {mean:.3f} ± {error:.3f}")
+    return lines
 
 
 # Drawing and saving
 
 
-def folder_of(run):
+def folder_of(name):
     """Where a run's pictures go: its folder. Those of a model that ships go to runs/."""
-    path = Path(run)
+    path = Path(name)
     if path.exists():
         return path if path.is_dir() else path.parent
-    folder = Path("runs", f"{run}-shipped")
+    folder = Path("runs", f"{name}-shipped")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def draw(group):
-    """Draws the pictures of each run of a group, and one of all if there are several.
-
-    Returns their paths.
-    """
-    drawn = []
-    for evaluation in group:
-        folder = folder_of(evaluation.run)
-        data = evaluation.data
-        if "blockdrop" in evaluation.results:
-            u = evaluation.results["blockdrop"].u
-            drawn += [folder / name for name in ("keep_rates.png", "extremes.png")]
-            pictures.keep_rates(u, data.test.labels.cpu(), data.classes, drawn[-2])
-            pictures.extremes(data.test, u, data.classes, drawn[-1])
-            drawn.append(draw_tradeoff([evaluation], folder / "tradeoff.png"))
-        if "enumeration" in evaluation.numbers:
-            found = evaluation.numbers["enumeration"]
-            frontier = [(row["flops"], row["accuracy"]) for row in found["frontier"].values()]
-            points = {}
-            for name, row in found["policies"].items():
-                points[name] = [(row["flops"], row["accuracy"])]
-            drawn.append(folder / "enumeration.png")
-            pictures.tradeoff(points, drawn[-1], {"single policies": frontier})
+    """Draws the pictures of each run of a group, and one of all if there are several."""
+    for run in group:
+        folder = folder_of(run.name)
+        if "blockdrop" in run.results:
+            u = run.results["blockdrop"].u
+            test, classes = run.data.test, run.data.classes
+            pictures.keep_rates(u, test.labels.cpu(), classes, folder / "keep_rates.png")
+            pictures.extremes(test, u, classes, folder / "extremes.png")
+            draw_tradeoff([run], folder / "tradeoff.png")
+        if "enumeration" in run.numbers:
+            found = run.numbers["enumeration"]
+            spots = {}
+            for name, row in (found["policies"] | found["frontier"]).items():
+                spots[name] = (row["flops"], row["accuracy"])
+            points = {name: [spots[name]] for name in found["policies"]}
+            frontier = {"single policies": [spots[name] for name in found["frontier"]]}
+            pictures.tradeoff(points, folder / "enumeration.png", frontier)
     if len(group) > 1:
-        name = f"tradeoff_of_{len(group)}_runs.png"
-        drawn.append(draw_tradeoff(group, folder_of(group[0].run) / name))
-    return drawn
+        draw_tradeoff(group, folder_of(group[0].name) / f"tradeoff_of_{len(group)}_runs.png")
 
 
 def draw_tradeoff(group, path):
-    """The trade-off picture of runs that differ in their seed. Returns its path."""
+    """The trade-off picture of runs that differ in their seed."""
     points = {}
     for name in group[0].results:
-        rows = [evaluation.results[name] for evaluation in group]
+        rows = [run.results[name] for run in group]
         points[label(name, group[0].settings)] = [(row.flops_mean, row.accuracy) for row in rows]
     lines = {}
     if " ".join(group[0].data.classes) == pictures.CIFAR10:
         for name, line in pictures.PUBLISHED.items():
             lines[f"{name}, paper"] = [(1e8 * flops, percent / 100) for flops, percent in line]
     pictures.tradeoff(points, path, lines)
-    return path
 
 
 def check_json(path):
-    """ValueError if what stands at the path was not written by --json, and would be lost."""
+    """ValueError if something stands at the path that --json has not written."""
     try:
-        if (
-            not path.exists()
-            or not path.stat().st_size
-            or "baselines" in json.loads(path.read_text())
-        ):
-            return
+        ours = path.stat().st_size == 0 or "baselines" in json.loads(path.read_text())
+    except FileNotFoundError:
+        return
     except (ValueError, TypeError):
-        pass
-    raise ValueError(f"{path} is not from --json and would be lost; name another file")
+        ours = False
+    if not ours:
+        raise ValueError(f"{path} is not from --json and would be lost; name another file")
 
 
 # Images of one's own
 
 
-def answer(run, named, device, console):
+def answer(name, named, device, console):
     """Says what a run's model makes of image files, and draws them. Returns the exit code."""
-    state, settings, model = open_run(run, device)
+    state, settings, model = open_run(name, device)
     size = settings.image_size or {"folder": 0, "imagenet": 224}.get(settings.data, 32)
     bar = "□■" if console.encoding.startswith("utf") else ".#"
     paths = files_in(named)
     width = max(len(path) for path in paths)
-    images, blocks, names = [], [], []
+    answered, blocks, names = [], [], []
     for path in paths:
         try:
-            image = load_image(path, size)
+            image = images.load_image(path, size)
         except ValueError as problem:
             complain(problem)
             continue
         with torch.inference_mode():
             logits, u = model(image[None].to(device))
         probability, label = logits[0].softmax(0).max(0)
-        flops, full = flops_under(model, u.cpu(), image.shape[1:])
-        images.append(image)
+        flops, full = evaluation.flops_under(model, u.cpu(), image.shape[1:])
+        answered.append(image)
         blocks.append(int(u.sum()))
         names.append(str(state["classes"][label]))
         which = "".join(bar[int(keep)] for keep in u[0])
@@ -366,18 +359,18 @@ def answer(run, named, device, console):
             f"{blocks[-1]} of {u.shape[1]} blocks, {100 * (1 - flops.item() / full):.0f} % saved"
         )
         console.print(f"{path:<{width}}  {which}  {saved}: {prediction}", soft_wrap=True)
-    if images:
-        path = folder_of(run) / "images.png"
-        pictures.answers(images, blocks, names, path)
+    if answered:
+        path = folder_of(name) / "images.png"
+        pictures.answers(answered, blocks, names, path)
         console.print(f"picture: {path}", soft_wrap=True)
-    return 0 if len(images) == len(paths) else 2
+    return 0 if len(answered) == len(paths) else 2
 
 
 def files_in(named):
-    """The image files that are named, and those in the folders that are; ValueError if there is none."""
+    """The image files that are named or lie in named folders; ValueError if there are none."""
     paths = []
     for name in named:
-        paths += scan(name, []) if Path(name).is_dir() else [name]
+        paths += images.scan(name, []) if Path(name).is_dir() else [name]
     if not paths:
         raise ValueError(f"there are no images in {', '.join(named)}")
     return paths
@@ -396,36 +389,33 @@ def main(arguments=None):
             return answer(options.runs[0], options.images, device, console)
         if options.json:
             check_json(Path(options.json))
-        evaluations = [evaluate(run, options, device) for run in options.runs]
+        runs = [evaluate(name, options, device) for name in options.runs]
     except (ValueError, OSError) as problem:
         complain(problem)
         return 2
 
     groups = {}  # runs that differ in MAY_DIFFER only
-    for evaluation in evaluations:
-        settings = vars(evaluation.settings).items()
+    for run in runs:
+        settings = vars(run.settings).items()
         alike = {name: value for name, value in settings if name not in MAY_DIFFER}
-        groups.setdefault(str((alike, *evaluation.results)), []).append(evaluation)
-
-    # What can fail is done before anything is printed, and what fails is said and ends nothing.
+        groups.setdefault(str((alike, *run.results)), []).append(run)
+    # Saved before anything is printed; what cannot be saved is said and ends nothing.
     code = 0
     for group in groups.values():
         try:
-            drawn = draw(group)
+            draw(group)
         except (ValueError, OSError) as problem:
             complain(f"the pictures could not be saved: {problem}")
     if options.json:
-        numbers = [evaluation.numbers for evaluation in evaluations]
-        numbers = numbers[0] | ({"runs": numbers} if len(numbers) > 1 else {})
+        numbers = [run.numbers for run in runs]
+        first = numbers[0] | ({"runs": numbers} if len(numbers) > 1 else {})
         try:
-            write_safely(Path(options.json), (json.dumps(numbers, indent=1) + "\n").encode())
-        except OSError as problem:
+            write_safely(Path(options.json), (json.dumps(first, indent=1) + "\n").encode())
+        except (ValueError, OSError) as problem:
             complain(problem)
             code = 2
     for group in groups.values():
-        console.print(results_table(group))
-        for evaluation in group:
-            report(console, evaluation)
+        report(console, group)
     return code
 
 

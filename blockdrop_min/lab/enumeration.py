@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from ..rewards import reward
 from .cost import policy_cost, resnet_cost
 from .data import centre_crop
-from .evaluation import Result, mean_and_error
+from .evaluation import Result, mean_and_error, run_policy
 
 MAX_BLOCKS = 12
 BATCH = 50  # for each of its images at most K + 1 feature maps are in memory
 BINS = (2, 3, 5, 8)  # of the full network's confidence
-LOOKS = {  # what a policy is chosen by -> what has to be known of the image
-    "learned": "policy network",
-    "nothing": "nothing",
-    "confidence": "full network",
-    "predicted class": "full network",
-    "glimpsed class": "policy network",
-    "true class": "label",
+NEEDS = {  # how a policy is chosen -> what has to look at the image first, or to know its label
+    "learned": "policy net",
+    "one for all": "nothing",
+    "by confidence": "full net",
+    "by predicted class": "full net",
+    "by glimpsed class": "policy net",
+    "by true class": "label",
     "each image's best": "label",
 }
 
@@ -52,7 +52,7 @@ def count(model, split, crop, workers=0):
     """Runs all policies on all images of a split. Sets eval mode.
 
     Returns name -> tensor, on the CPU. "correct": [N, 2^K] bool, in the order of `all_policies`.
-    What a policy may be chosen by (`LOOKS`): [N]; "glimpsed class" is that of the policy network's
+    What a policy may be chosen by (`NEEDS`): [N]; the glimpsed class is that of the policy network's
     classifier, if it has one.
     Raises ValueError if there are more than MAX_BLOCKS blocks.
     """
@@ -68,10 +68,10 @@ def count(model, split, crop, workers=0):
             logits = net.head(features)
             correct.append(logits.argmax(1) == y)
         confidence, predicted = logits.softmax(1).max(1)  # the last policy keeps all blocks
-        part = {"correct": torch.stack(correct, 1), "nothing": torch.zeros_like(y)}
-        part |= {"confidence": confidence, "predicted class": predicted, "true class": y}
+        part = {"correct": torch.stack(correct, 1), "one for all": torch.zeros_like(y)}
+        part |= {"by confidence": confidence, "by predicted class": predicted, "by true class": y}
         if hasattr(model.policy, "classifier"):
-            part["glimpsed class"] = model.policy.classify(x).argmax(1)
+            part["by glimpsed class"] = model.policy.classify(x).argmax(1)
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
@@ -109,30 +109,30 @@ def put_into_bins(val, test, u, gamma):
     """Replaces confidences by their bins: quantiles of validation, as many as serve best there."""
     candidates = []
     for bins in BINS:
-        inner = torch.arange(1, bins, dtype=val["confidence"].dtype) / bins
-        edges = val["confidence"].quantile(inner)
-        fit = cross_fitted(val["correct"], u, gamma, torch.bucketize(val["confidence"], edges))
+        inner = torch.arange(1, bins, dtype=val["by confidence"].dtype) / bins
+        edges = val["by confidence"].quantile(inner)
+        fit = cross_fitted(val["correct"], u, gamma, torch.bucketize(val["by confidence"], edges))
         candidates.append((fit, edges))
     _, edges = max(candidates, key=lambda candidate: candidate[0])
     for split in (val, test):
-        split["confidence"] = torch.bucketize(split["confidence"], edges)
+        split["by confidence"] = torch.bucketize(split["by confidence"], edges)
     return len(edges) + 1
 
 
-def describe(result, gamma, look):
+def describe(result, gamma, needs):
     """The numbers of a `Result`, as plain types."""
     mean, error = mean_and_error(reward(result.u, result.correct, gamma))
     found = {"reward": mean, "reward_error": error, "accuracy": result.accuracy}
-    return found | {"blocks": result.blocks_mean, "flops": result.flops_mean, "look": look}
+    return found | {"blocks": result.blocks_mean, "flops": result.flops_mean, "needs": needs}
 
 
-def enumerate_policies(model, data, gamma, learned=None, workers=0):
+def enumerate_policies(model, data, gamma, learned=True, workers=0):
     """What each way to choose a policy achieves on the test set, as plain types, for JSON.
 
     Chosen on validation, but for two bounds, which know the label of a test image or its class.
 
     gamma: the penalty of a wrong prediction, in the reward.
-    learned: the `Result` of the learned policy on the test set, or None.
+    learned: whether the model's policy is a learned one, which is then compared with the others.
     Returns a dict. policies: what it is chosen by -> numbers. frontier: of each number of blocks
     the single policy with the best accuracy. regret_static, regret_informed: what the best single
     policy, and the best that looks, have more than the learned one; gain_informed: what the second
@@ -150,9 +150,9 @@ def enumerate_policies(model, data, gamma, learned=None, workers=0):
     chosen = {"each image's best": (test["correct"] * (1 - u.mean(1).square() + gamma)).argmax(1)}
     bins = put_into_bins(val, test, u, gamma)
     fit = {}  # how well each choice that looks at the image serves on validation
-    for name in [name for name in LOOKS if name in val]:
+    for name in [name for name in NEEDS if name in val]:
         chosen[name] = best_by_group(val["correct"], u, gamma, val[name], test[name])
-        if "network" in LOOKS[name]:
+        if "net" in NEEDS[name]:
             fit[name] = cross_fitted(val["correct"], u, gamma, val[name])
     informed = max(fit, key=fit.get)
     frontier = {}
@@ -161,25 +161,30 @@ def enumerate_policies(model, data, gamma, learned=None, workers=0):
         best = same[val["correct"][:, same].sum(0).argmax()]
         frontier["".join(str(int(kept)) for kept in u[best])] = best.expand(len(data.test))
 
-    flops = {"full network": cost.full}
-    if "glimpsed class" in fit:
-        flops["policy network"] = policy_cost(model.policy, data.crop)
-    results = {} if learned is None else {"learned": learned}
+    flops = {"full net": cost.full}
+    if "by glimpsed class" in fit:
+        flops["policy net"] = policy_cost(model.policy, data.crop)
+    results = {}
+    if learned:
+        results["learned"] = run_policy(model, data.test, data.crop, workers=workers)
     for name, index in (chosen | frontier).items():
         right = test["correct"].gather(1, index[:, None])[:, 0]
-        look = flops.get(LOOKS.get(name), 0)
+        look = flops.get(NEEDS.get(name), 0)
         results[name] = Result(right, u[index], cost.of(u[index]) + look, cost.full)
-    rows = {name: describe(result, gamma, LOOKS.get(name)) for name, result in results.items()}
+    rows = {
+        name: describe(result, gamma, NEEDS.get(name, "nothing"))
+        for name, result in results.items()
+    }
     R = {name: reward(result.u, result.correct, gamma) for name, result in results.items()}
 
     found = {"gamma": gamma, "informed": informed, "bins": bins}
-    found["policies"] = {name: row for name, row in rows.items() if name in LOOKS}
+    found["policies"] = {name: rows[name] for name in NEEDS if name in rows}
     found["frontier"] = {name: rows[name] for name in frontier}
-    found["best_static_reward"] = rows["nothing"]["reward"]
+    found["best_static_reward"] = rows["one for all"]["reward"]
     found["informed_reward"] = rows[informed]["reward"]
-    found["gain_informed"] = mean_and_error(R[informed] - R["nothing"])
-    if learned is not None:
+    found["gain_informed"] = mean_and_error(R[informed] - R["one for all"])
+    if learned:
         found["learned_reward"] = rows["learned"]["reward"]
-        found["regret_static"] = mean_and_error(R["nothing"] - R["learned"])
+        found["regret_static"] = mean_and_error(R["one for all"] - R["learned"])
         found["regret_informed"] = mean_and_error(R[informed] - R["learned"])
     return found
