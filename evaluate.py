@@ -175,7 +175,7 @@ def mean_std(values, form, std=None):
 
 
 def make_table(headings):
-    """A table of at most 80 columns. Where they do not suffice, names wrap; numbers are never cut."""
+    """A table of at most 80 columns: names wrap, numbers are never cut."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")

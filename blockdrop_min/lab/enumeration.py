@@ -52,8 +52,8 @@ def count(model, split, crop, workers=0):
     """Runs all policies on all images of a split. Sets eval mode.
 
     Returns name -> tensor, on the CPU. "correct": [N, 2^K] bool, in the order of `all_policies`.
-    What a policy may be chosen by (`NEEDS`): [N]; the glimpsed class is that of the policy network's
-    classifier, if it has one.
+    What a policy may be chosen by (`NEEDS`): [N]; the glimpsed class is the policy
+    network's, if it has a classifier.
     Raises ValueError if there are more than MAX_BLOCKS blocks.
     """
     net = model.eval().resnet

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
-from .checkpoint import write_safely
+from .files import write_safely
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 PUBLISHED = {  # on these classes: (10^8 FLOPs, accuracy %), finetuned (paper, figure 4)
@@ -131,9 +131,9 @@ def along(value, axis, start, end):
     return start + (end - start) * math.log(value / axis[0], axis[-1] / axis[0])
 
 
-def label(draw, labels, frame, size=20):
-    """Writes each label (text, x, y) beside its point, where it covers no point and no label."""
-    taken = [(x - 8, y - 8, x + 8, y + 8) for _, x, y in labels]
+def label(draw, labels, spots, frame, size=20):
+    """Writes each label (text, x, y) beside its point, where it covers no spot and no label."""
+    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
     directions = [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)]
     for text, x, y in labels:
         width = draw.textlength(text, ImageFont.load_default(size))
@@ -182,6 +182,7 @@ def tradeoff(points, path, lines):
         draw.line((left, place, right, place), FAINT)
         write(draw, (left - 8, place), f"{100 - y:g}", anchor="rm")
     labels = []
+    marked = []
     for i, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
         curve = [(along(x, xs, left, right), along(y, ys, top, bottom)) for x, y in curve]
@@ -189,8 +190,9 @@ def tradeoff(points, path, lines):
         for x, y in curve[:1] if name in points else curve:
             size = 7 if name in points else 4
             draw.ellipse((x - size, y - size, x + size, y + size), colour, "white")
-        labels.append((name, x, y))
-    label(draw, labels, frame)
+            marked.append((x, y))
+        labels.append((name, *marked[-1]))
+    label(draw, labels, marked, frame)
     save(image, path)
 
 
