@@ -141,15 +141,15 @@ def label(draw, labels, spots, frame, size=20):
             across, down = directions[i % len(directions)]
             distance = 11 + 8 * (i // len(directions))
             left = x + across * (distance + width / 2) - width / 2
-            top = y + down * (distance + size / 2) - size / 2
-            box = (left, top, left + width, top + size)
+            middle = y + down * (distance + size / 2)
+            box = (left, middle - 0.6 * size, left + width, middle + 0.6 * size)
             inside = box[0] > frame[0] and box[1] > frame[1] and box[2] < frame[2]
             if inside and box[3] < frame[3] and not any(overlap(box, other) for other in taken):
                 break
         taken.append(box)
         near = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
         draw.line((x, y, *near), INK)
-        write(draw, (box[0], box[1] + size / 2), text, size)
+        write(draw, (box[0], (box[1] + box[3]) / 2), text, size)
 
 
 def overlap(a, b):
