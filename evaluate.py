@@ -319,13 +319,12 @@ def draw_tradeoff(group, path):
 
 def check_json(path):
     """ValueError if something stands at the path that --json has not written."""
-    try:
-        empty = path.is_file() and path.stat().st_size == 0
-        ours = empty or "baselines" in json.loads(path.read_text())
-    except FileNotFoundError:
-        ours = True
-    except (ValueError, TypeError, OSError):
-        ours = False
+    ours = not path.exists()
+    if path.is_file():
+        try:
+            ours = path.stat().st_size == 0 or "baselines" in json.loads(path.read_text())
+        except (ValueError, TypeError, OSError):
+            ours = False
     if not ours:
         raise ValueError(f"{path} is not from --json and would be lost; name another file")
 
