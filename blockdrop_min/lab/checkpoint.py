@@ -105,9 +105,8 @@ def checked(state, path):
     if len(state) > len(SCHEMA):
         wrong.append("fields that none of ours has")
     try:
-        if wrong or (wrong := out_of_range(state)):
+        if wrong or (wrong := out_of_range(state, Settings(**state["settings"]))):
             raise ValueError(f"wrong or missing: {', '.join(wrong)}")
-        Settings(**state["settings"])
     except ValueError as fault:
         problem = f"{path} is damaged or from another version of blockdrop_min"
         raise ValueError(f"{problem}: {str(fault)[:200]}") from None
@@ -130,20 +129,23 @@ def fits(value, kind):
         names = all(type(name) is str for name in value)
         return names and all(fits(value[name], kind.get(name, kind.get(...))) for name in value)
     if isinstance(kind, tuple | range):
-        return type(value) in (str, int) and value in kind
+        return type(value) is type(kind[0]) and value in kind
     if kind is float:
         return type(value) in (int, float) and -1e15 < value < 1e15
     return type(value) is kind
 
 
-def out_of_range(state):
+def out_of_range(state, settings):
     """Those fields of a checkpoint, all of the right types, that are not in their ranges."""
+    epochs = {stage.name: stage.epochs for stage in settings.plan}
     sums = state["sums"]  # over the images of the epoch's steps
     begun = {"loss", "correct"} <= sums.keys() and sums.get("images", 0) > 0
     in_range = {
         "classes": 0 < len(state["classes"]) <= 100_000,
         "mean": len(state["mean"]) == 3,
         "std": len(state["std"]) == 3 and min(state["std"]) > 0,
+        "stage": state["stage"] in epochs,
+        "epoch": state["epoch"] <= epochs.get(state["stage"], 0),
         "sums": begun or state["step"] == 0,
         "seconds": state["seconds"] >= 0,
     }
@@ -156,7 +158,7 @@ def build(settings, num_classes, mean, std):
     u = settings.fixed_policy(net.segments)
     if u is not None:
         return BlockDrop(net, FixedPolicy(u), mean, std)
-    width, half_size = settings.policy_width, settings.policy_half
+    width, half_size = settings.policy_width, settings.policy_half_size
     policy = policy_net(net.num_blocks, settings.family, width, half_size, num_classes)
     return BlockDrop(net, policy, mean, std)
 
