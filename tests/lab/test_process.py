@@ -15,9 +15,10 @@ from runs import batch, contents, differences, fork, kill, pair, rows, short_run
 import train
 from blockdrop_min import process
 from blockdrop_min.lab.checkpoint import read
+from blockdrop_min.lab.files import locked
 from blockdrop_min.lab.data import augment, load_data
 from blockdrop_min.policy_net import sample
-from blockdrop_min.lab.process import average, first_alone, locked, share, skip, team, total
+from blockdrop_min.lab.process import average, first_alone, share, skip, team, total
 from blockdrop_min.finetuning import random_policies, set_mode
 
 CPU = torch.device("cpu")
