@@ -17,7 +17,7 @@ import torch
 import evaluate
 from blockdrop_min import free_blocks, load_foreign
 from blockdrop_min.curriculum import curriculum_step, portion, warm_start_step
-from blockdrop_min.finetuning import finetune_step, settled, settled_step
+from blockdrop_min.finetuning import finetune_step, settled_step
 from blockdrop_min.lab import process
 from blockdrop_min.lab.checkpoint import build, restore, save, save_metrics
 from blockdrop_min.lab.data import augment, load_data, seeded
@@ -27,6 +27,7 @@ from blockdrop_min.lab.log import Log
 from blockdrop_min.lab.resume import open_folder, versions
 from blockdrop_min.lab.settings import STAGES, parse
 from blockdrop_min.lab.weights import start_policy
+from blockdrop_min.policy_gradient import fading
 from blockdrop_min.pretraining import drop_fraction, pretrain_step
 
 WARM_UP = 0.2  # the fraction of a stage in which the learning rate rises
@@ -69,7 +70,8 @@ def train_one_epoch(model, optimizer, data, state, settings, stage, log, receive
         # Compute the loss of the stage.
         numbers = num_blocks + 2 if stage.name == "pretrain" else num_blocks
         generator = step_generator(settings, state, "policies", batch, numbers, device)
-        fade = settled(progress, settings.settle_by)
+        until = settings.settle_by if stage.name == "finetune" else settings.fade_by
+        fade = fading(progress, until)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
             if stage.name == "pretrain":
                 fraction = drop_fraction(progress, settings.drop)
@@ -77,14 +79,16 @@ def train_one_epoch(model, optimizer, data, state, settings, stage, log, receive
             elif warm_start:
                 loss, images = warm_start_step(model, x, y)
             elif stage.name == "curriculum":
-                alpha, beta = settings.alpha, settings.curriculum_beta
-                gamma = settings.curriculum_gamma
-                loss, images = curriculum_step(model, x, y, free, alpha, beta, gamma, generator)
+                alpha = settings.alpha + (1 - settings.alpha) * fade
+                beta = settings.curriculum_beta * (1 - fade)
+                gamma, classify = settings.curriculum_gamma, settings.classify
+                loss, images = curriculum_step(
+                    model, x, y, free, alpha, beta, gamma, generator, classify
+                )
             elif settings.policy == "learned" and fade < 1:
                 alpha = settings.alpha + (1 - settings.alpha) * fade
                 beta = settings.finetune_beta * (1 - fade)
-                gamma = settings.finetune_gamma
-                full = settings.full_fraction
+                gamma, full = settings.finetune_gamma, settings.full_fraction
                 loss, images = finetune_step(model, x, y, alpha, beta, gamma, generator, full)
             else:
                 loss, images = settled_step(model, x, y, settings.finetune_gamma)
