@@ -111,23 +111,19 @@ def test_every_setting_has_a_flag_with_a_help_text(name):
     assert name == "preset" or " ".join(text.split()) in help_text()
 
 
-OTHERS = {  # a value that is not the default, where the default + 3 will not do
+OTHERS = {  # a value that is not the default, where half of it or 3 more will not do
     "alpha": 0.9,
     "data": "folder",
     "data_dir": "there",
     "depth": 18,
     "device": "cpu",
-    "drop": 0.125,
     "family": "imagenet",
-    "free_by": 0.125,
-    "full_fraction": 0.25,
     "image_size": 64,
     "policy": "first:2",
     "policy_start": "weights.pt",
     "preset": "smoke",
     "resnet": "weights.pt",
     "schedule": "step",
-    "settle_by": 0.25,
     "stages": "pretrain",
 }
 TOGETHER = {"family": ["--depth", "18"], "depth": ["--family", "imagenet"]}
@@ -140,7 +136,12 @@ def test_a_flag_sets_the_setting_of_its_name(name):
         value = not default
         given = [f"--{'no-' if default else ''}{flag(name)}"]
     else:
-        value = OTHERS[name] if name in OTHERS else default + 3
+        if name in OTHERS:
+            value = OTHERS[name]
+        elif isinstance(default, float):
+            value = default / 2 or 0.375
+        else:
+            value = default + 3
         given = [f"--{flag(name)}", str(value)]
     given += TOGETHER.get(name, [])
     if name in TOGETHER:
@@ -178,6 +179,8 @@ def test_presets_are_what_their_names_say(preset, data, num_blocks):
 
 SHARED_RECIPE = {
     "alpha": 0.8,
+    "fade_by": 0,
+    "classify": 0,
     "full_fraction": 0,
     "free_by": 0,
     "curriculum_batch": 2048,
