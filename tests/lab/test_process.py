@@ -57,7 +57,7 @@ def of_both(folder, act):
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
-# -------------------------------------------------------------------------------------------- alone
+# ------------------------------------------------------------------------------------------- alone
 def test_one_process_has_the_whole_batch():
     assert process.processes() == 1
     assert process.rank() == 0
@@ -100,7 +100,7 @@ def test_processes_augment_together_as_one_does(count, images, seed):
     assert torch.equal(torch.cat(augmented), augment(x, 6, 2, rng(seed)))
 
 
-# ------------------------------------------------------------------------------------------ signals
+# ----------------------------------------------------------------------------------------- signals
 def test_a_signal_is_noted_and_a_second_one_stops_at_once():
     with process.stop_signals() as received:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -135,7 +135,7 @@ def test_one_process_makes_no_tensor_to_ask_for_signals(monkeypatch, received):
     assert made == []
 
 
-# ------------------------------------------------------------------------------------------ devices
+# ----------------------------------------------------------------------------------------- devices
 @pytest.fixture
 def two_gpus(monkeypatch):
     """A machine with two GPUs, to look at. Gives the devices on which tensors are made."""
@@ -223,7 +223,7 @@ def test_other_errors_are_not_taken_for_those_of_memory(problem):
     assert process.out_of_memory(problem) is None
 
 
-# ------------------------------------------------------------------------------------ two processes
+# ----------------------------------------------------------------------------------- two processes
 def gradients(part):
     """Of a small network's loss over these of 7 images, averaged.
 
@@ -417,7 +417,7 @@ def test_a_last_step_with_too_few_images_for_all_processes_is_refused(tmp_path, 
     assert "8 images; 9 processes cannot share them" in error
 
 
-# ----------------------------------------------------------------------------------------- the lock
+# ---------------------------------------------------------------------------------------- the lock
 def hold(folder):
     """A process that has locked the folder, and says so by a file, until it is killed."""
 

@@ -30,7 +30,7 @@ def refusal(capsys, *arguments):
     return err
 
 
-# ------------------------------------------------------------------------------------------ by hand
+# ----------------------------------------------------------------------------------------- by hand
 def test_no_flags_give_the_preset_demo_in_a_folder_of_its_name():
     settings, out, changed = parse([])
     assert settings == Settings()
@@ -102,7 +102,7 @@ def test_percent_signs_in_help_texts_survive(monkeypatch):
     assert text in help_text()
 
 
-# --------------------------------------------------------------------------------------------- laws
+# -------------------------------------------------------------------------------------------- laws
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_has_a_flag_with_a_help_text(name):
     text = next(f.metadata["help"] for f in fields(Settings) if f.name == name)
@@ -278,7 +278,7 @@ def test_both_networks_have_the_classes_of_the_data():
     assert model.policy.classify(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 7)
 
 
-# -------------------------------------------------------------------------------------------- edges
+# ------------------------------------------------------------------------------------------- edges
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [
