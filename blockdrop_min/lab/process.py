@@ -69,9 +69,9 @@ def choose_device(name):
         # Before the first tensor, which would open a context on GPU 0.
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        device = torch.device(name)
-        if device.type not in DEVICES:
+        if name.partition(":")[0] not in DEVICES:
             raise ValueError(f"--device is {name!r}; choose auto or one of {', '.join(DEVICES)}")
+        device = torch.device(name)
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         if (device.index or 0) >= count:
             there = f"this machine has {count} GPU(s)"
