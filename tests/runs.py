@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import randomise, rng, small_policy_net, small_resnet
+from helpers import batch, pair, randomise, rng  # noqa: F401  (builders that tests take from here)
 from PIL import Image
 
-import train
-from blockdrop_min import BlockDrop, FixedPolicy, checkpoint
+from blockdrop_min.lab import checkpoint
 from blockdrop_min.lab.checkpoint import build, read
 from blockdrop_min.lab.data import Data, Split
 from blockdrop_min.lab.settings import PRESETS, Settings
@@ -56,24 +55,6 @@ def digest(data):
 
 
 # ----------------------------------------------------------------------------------------------- models and data
-@torch.no_grad()
-def pair(segments=(1, 1, 1), seed=0, fixed=None):
-    """A small random BlockDrop, float32, eval mode, for random images: s spreads widely over them; or the policy `fixed`."""
-    K, net = sum(segments), small_resnet(segments, seed=seed)
-    policy = FixedPolicy(torch.tensor(fixed)) if fixed is not None else small_policy_net(K, seed=seed + 1)
-    model = BlockDrop(net, policy, mean=(0.5, 0.5, 0.5), std=(0.29, 0.29, 0.29)).float().eval()
-    if fixed is None:
-        logits = policy.logit(policy.embed(batch(200)[0]))
-        policy.logit.weight /= logits.std(0)[:, None]
-        policy.logit.bias.copy_((policy.logit.bias - logits.mean(0)) / logits.std(0) + torch.linspace(-0.5, 0.5, K))
-    return model
-
-
-def batch(count=6, seed=0, classes=5, size=9):
-    """Images as the networks want them, and labels."""
-    return torch.randn(count, 3, size, size, generator=rng(seed)), torch.randint(classes, (count,), generator=rng(seed + 1))
-
-
 def split(count=12, seed=0, classes=5, size=9):
     """A Split of random uint8 images."""
     images = torch.randint(256, (count, 3, size, size), generator=rng(seed), dtype=torch.uint8)
@@ -101,6 +82,8 @@ def state_of(**changes):
 # ----------------------------------------------------------------------------------------------------------- runs
 def short_run(out, *flags):
     """train.py in this process, without its evaluation: the exit code. The last of several equal flags counts."""
+    import train
+
     before, train.evaluate.main = train.evaluate.main, lambda arguments: 0
     try:
         return train.main([*SHORT, "--out", str(out), *flags])
