@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class Stop(Exception):
