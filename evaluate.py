@@ -32,7 +32,7 @@ from rich.table import Table
 
 from blockdrop_min.lab import evaluation, images, pictures
 from blockdrop_min.lab.checkpoint import read, restore, write_safely
-from blockdrop_min.lab.data import Data, load_data
+from blockdrop_min.lab.data import STREAM_SIZE, Data, load_data
 from blockdrop_min.lab.enumeration import enumerate_policies
 from blockdrop_min.lab.log import safe_console
 from blockdrop_min.lab.process import choose_device
@@ -64,18 +64,13 @@ class Run:
 
 def make_parser():
     """The parser of evaluate.py."""
-    about = (
-        "The results table of a run, or mean ± deviation over several that differ in their seed."
-    )
+    about = "The results table of a run, or mean ± deviation of several that differ in seed."
+    counting = "also run all 2^K policies on all images (minutes; K at most 12)"
+    answering = "only answer for these images, or folders of them; exit code 2 if one is unreadable"
     parser = Parser(prog="evaluate.py", description=about, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or demo")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers of the (first) run")
-    counting = "also run all 2^K policies on all images (minutes; K at most 12)"
     parser.add_argument("--enumerate", action="store_true", help=counting)
-    answering = (
-        "only say what the model makes of these image files and folders; exit code 2 if any "
-    )
-    answering += "cannot be read"
     parser.add_argument("--images", nargs="+", metavar="FILE", help=answering)
     parser.add_argument("--data-dir", help="folder with the data; default: as in training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
@@ -336,13 +331,14 @@ def answer(name, named, device, console):
     """Says what a run's model makes of image files, and draws them. Returns the exit code."""
     state, settings, model = open_run(name, device)
     size = settings.image_size or {"folder": 0, "imagenet": 224}.get(settings.data, 32)
+    short_side = STREAM_SIZE if settings.data == "imagenet" else None
     bar = "□■" if console.encoding.startswith("utf") else ".#"
     paths = files_in(named)
     width = max(len(path) for path in paths)
     answered, blocks, names = [], [], []
     for path in paths:
         try:
-            image = images.load_image(path, size)
+            image = images.load_image(path, size, short_side)
         except ValueError as problem:
             complain(problem)
             continue

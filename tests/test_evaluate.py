@@ -479,6 +479,33 @@ def test_each_image_gets_the_line_that_load_gives(run, capsys, photographs):
         assert line == f"{path}  {words}: {name} {probability:.1f} %"
 
 
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({"data": "imagenet", "image_size": 0}, (224, 256)),
+        ({"data": "folder", "image_size": 0}, (0, None)),
+        ({"data": "cifar10", "image_size": 0}, (32, None)),
+        ({"data": "shapes", "image_size": 0}, (32, None)),
+        ({"data": "folder", "image_size": 20}, (20, None)),
+    ],
+)
+def test_an_image_is_prepared_as_the_data_of_the_run_is(
+    tmp_path, capsys, photographs, monkeypatch, changes, sizes
+):
+    state, _ = state_of(**SMALL | changes)
+    save(tmp_path, state)
+    seen = []
+    load_image = evaluate.images.load_image
+
+    def noting(path, *size):
+        seen.append(size)
+        return load_image(path, *size)
+
+    monkeypatch.setattr(evaluate.images, "load_image", noting)
+    evaluated(capsys, tmp_path, "--images", *photographs)
+    assert set(seen) == {sizes}
+
+
 def test_a_folder_stands_for_the_images_in_it(run, capsys, photographs):
     folder = Path(next(iter(photographs))).parent
     (folder / "notes.txt").write_text("not an image")
