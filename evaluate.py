@@ -278,9 +278,13 @@ def folder_of(name):
 
 
 def draw(group):
-    """Draws the pictures of each run of a group, and one of all if there are several."""
+    """Draws the pictures of each run of a group, and one of all. Returns their folders."""
+    folders = []
     for run in group:
+        if "blockdrop" not in run.results and "enumeration" not in run.numbers:
+            continue
         folder = folder_of(run.name)
+        folders.append(str(folder))
         if "blockdrop" in run.results:
             u = run.results["blockdrop"].u
             test, classes = run.data.test, run.data.classes
@@ -295,8 +299,9 @@ def draw(group):
             points = {name: [spots[name]] for name in found["policies"]}
             frontier = {"single policies": [spots[name] for name in found["frontier"]]}
             pictures.tradeoff(points, folder / "enumeration.png", frontier)
-    if len(group) > 1:
+    if folders and len(group) > 1:
         draw_tradeoff(group, folder_of(group[0].name) / f"tradeoff_of_{len(group)}_runs.png")
+    return folders
 
 
 def draw_tradeoff(group, path):
@@ -400,9 +405,10 @@ def main(arguments=None):
         groups.setdefault(str((alike, *run.results)), []).append(run)
     # Saved before anything is printed; what cannot be saved is said and ends nothing.
     code = 0
+    folders = []
     for group in groups.values():
         try:
-            draw(group)
+            folders += draw(group)
         except (ValueError, OSError) as problem:
             complain(f"the pictures could not be saved: {problem}")
     if options.json:
@@ -415,6 +421,8 @@ def main(arguments=None):
             code = 2
     for group in groups.values():
         report(console, group)
+    if folders:
+        console.print(f"pictures in {', '.join(folders)}", soft_wrap=True)
     return code
 
 

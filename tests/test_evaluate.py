@@ -381,6 +381,11 @@ def test_evaluating_changes_nothing_but_the_pictures(run, capsys):
     assert {path: contents(run)[path] for path in before} == before
 
 
+def test_the_folders_of_the_pictures_are_said_and_no_others(run, tmp_path, capsys):
+    begun = write_run(tmp_path / "begun", "pretrain")
+    assert evaluated(capsys, run, begun).splitlines()[-1] == f"pictures in {run}"
+
+
 def drawn(monkeypatch, name):
     """The arguments with which this picture is drawn."""
     calls = []
