@@ -456,6 +456,7 @@ TENSORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize("fault", TENSORS)
 @pytest.mark.parametrize("name", ["conv1.weight", "layer1.0.bn1.running_mean"])
 @pytest.mark.parametrize("part", ["resnet", "policy"])
