@@ -32,7 +32,7 @@ from rich.table import Table
 
 from blockdrop_min.lab import evaluation, images, pictures
 from blockdrop_min.lab.checkpoint import read, restore, write_safely
-from blockdrop_min.lab.data import Data, load_data
+from blockdrop_min.lab.data import STREAM_SIZE, Data, load_data
 from blockdrop_min.lab.enumeration import enumerate_policies
 from blockdrop_min.lab.log import safe_console
 from blockdrop_min.lab.process import choose_device
@@ -337,12 +337,13 @@ def answer(name, named, device, console):
     state, settings, model = open_run(name, device)
     size = settings.image_size or {"folder": 0, "imagenet": 224}.get(settings.data, 32)
     bar = "□■" if console.encoding.startswith("utf") else ".#"
+    short_side = STREAM_SIZE if settings.data == "imagenet" else None
     paths = files_in(named)
     width = max(len(path) for path in paths)
     answered, blocks, names = [], [], []
     for path in paths:
         try:
-            image = images.load_image(path, size)
+            image = images.load_image(path, size, short_side)
         except ValueError as problem:
             complain(problem)
             continue
