@@ -672,6 +672,14 @@ def test_imagenets_own_layout_is_read_with_its_flat_test_folder(tmp_path):
     assert "test: 12 images in val" in data.summary
 
 
+def test_where_there_are_test_and_val_the_first_is_the_test_set(tmp_path):
+    write_tree(tmp_path, parts=("train", "test"))
+    write_tree(tmp_path, parts=("val",), each=2)
+    data = load_data("folder", tmp_path, val_images=3, with_test=True)
+    assert len(data.test) == 12
+    assert "test: 12 images in test" in data.summary
+
+
 @pytest.mark.parametrize("name", ["shapes", "folder"])
 def test_images_that_do_not_fit_into_memory_are_refused_with_what_to_change(tmp_path, name):
     write_tree(tmp_path)

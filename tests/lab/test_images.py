@@ -282,6 +282,7 @@ NO_IMAGES = {
     "truncated": make_truncated,
     "decompression bomb": make_huge,
     "PostScript": make_postscript,
+    "a picture of an unusual kind": lambda path: Image.new("RGB", (4, 4)).save(path, "PCX"),
 }
 
 
