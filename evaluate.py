@@ -338,6 +338,7 @@ def answer(name, named, device, console):
     size = settings.image_size or {"folder": 0, "imagenet": 224}.get(settings.data, 32)
     short_side = STREAM_SIZE if settings.data == "imagenet" else None
     bar = "□■" if console.encoding.startswith("utf") else ".#"
+    short_side = STREAM_SIZE if settings.data == "imagenet" else None
     paths = files_in(named)
     width = max(len(path) for path in paths)
     answered, blocks, names = [], [], []
