@@ -246,7 +246,6 @@ def make_model(settings, data, state, out):
     torch.manual_seed(settings.seed)
     model = build(settings, len(data.classes), data.mean, data.std)
     if settings.policy == "learned":
-        torch.nn.init.constant_(model.policy.logit.bias, settings.keep_bias)
         if settings.policy_start:
             start_policy(model.policy, settings.policy_start)
     if settings.resnet:
