@@ -605,14 +605,25 @@ def test_all_generators_of_all_steps_differ(watched):
     assert len(set(states)) == len(states)
 
 
-def test_the_generators_of_another_seed_differ(watched, tmp_path):
+@pytest.fixture(scope="module")
+def another_seed(tmp_path_factory):
+    """The steps of the watched run with another seed."""
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, steps)
-        assert short_run(tmp_path, *TWO_EACH, "--seed=1") == 0
+        assert short_run(tmp_path_factory.mktemp("seed"), *TWO_EACH, "--seed=1") == 0
+    return steps
+
+
+def test_the_generators_of_another_seed_differ(watched, another_seed):
     one = {state.numpy().tobytes() for step in watched[1] for state in step.states}
-    other = {state.numpy().tobytes() for step in steps for state in step.states}
+    other = {state.numpy().tobytes() for step in another_seed for state in step.states}
     assert one & other == set()
+
+
+def test_the_orders_of_another_seed_differ(watched, another_seed):
+    for one, other in zip(watched[1], another_seed, strict=True):
+        assert one.given["y"].tolist() != other.given["y"].tolist(), one.name
 
 
 def test_only_training_images_are_augmented(tmp_path, monkeypatch):
@@ -667,6 +678,7 @@ UNUSUAL = [
     "--finetune-gamma=2.5",
     "--full-fraction=0.375",
     "--fade-by=0",
+    "--free-by=1",
 ]
 
 
@@ -713,6 +725,12 @@ def test_a_setting_reaches_the_step_that_uses_it(unusual, name, argument, value)
 def test_a_step_has_as_many_images_as_its_stage_says(unusual, name, batch):
     sizes = [len(step.given["x"]) for step in unusual if step.name == name]
     assert sizes[:3] == [batch, batch, IMAGES - 2 * batch]
+
+
+def test_the_policy_decides_on_the_blocks_that_are_free_in_its_epoch(unusual):
+    steps = [step.given for step in unusual if step.name == "curriculum_step"]
+    late = [False, True, True]
+    assert [step["free"].tolist() for step in steps] == [late] * 3 + [[True] * 3] * 3
 
 
 def test_dropping_rises_to_its_setting(unusual):
