@@ -18,29 +18,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-try:
-    import fcntl
-except ImportError:  # Windows: a folder is not locked
-    fcntl = None
-
-
-@contextmanager
-def locked(folder):
-    """Keeps other runs from writing to this folder. The system frees the lock of a process that is dead.
-
-    Raises ValueError if another process holds it.
-    """
-    with open(folder / ".lock", "w") as file:
-        try:
-            if fcntl and rank() == 0:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run is writing to {folder}; wait for its end, or use another --out"
-            ) from None
-        yield
-
-
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
