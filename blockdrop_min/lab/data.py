@@ -66,13 +66,14 @@ class Split:
         part: gives, for the size of a batch, the slice of it that is wanted; as it is, all of it.
         """
         order = torch.arange(len(self)) if order is None else order
+        if isinstance(self.images, torch.Tensor):
+            order = order.to(self.labels.device)  # once: each upload waits
         indices, device = (
             [index[part(len(index))] for index in order.split(batch_size) if len(index)],
             self.labels.device,
         )
         if isinstance(self.images, torch.Tensor):
             for index in indices:
-                index = index.to(device)
                 yield self.images[index], self.labels[index]
         else:
             loader = DataLoader(
