@@ -259,7 +259,8 @@ def loop(device, num_blocks, stage_name, steps, **changes):
     model = train.make_model(settings, data, None, None)
     if settings.policy == "learned":
         torch.nn.init.normal_(model.policy.logit.weight, std=100)  # policies of all kinds
-    epoch = 0 if settings.warm_epochs else stage.epochs - 1
+    warm_start = stage_name == "curriculum" and settings.warm_epochs > 0
+    epoch = 0 if warm_start else stage.epochs - 1
     position = {"stage": stage.name, "epoch": epoch, "step": 0, "sums": {}, "seconds": 0.0}
     log = SimpleNamespace(epoch=lambda *_: None, step=lambda *_: None)
     data = data.to(device)
