@@ -106,8 +106,8 @@ def evaluate(name, options, device):
     sizes = settings.image_size, settings.train_images, settings.val_images
     data = load_data(settings.data, folder, *sizes, with_test=True).to(device)
     if list(data.classes) != list(state["classes"]):
-        theirs = f"the data has {len(data.classes)}: {list(data.classes[:5])}"
-        raise ValueError(f"{name} was trained on {len(state['classes'])} classes, but {theirs}")
+        classes = f"classes {', '.join(state['classes'])}, but the data has "
+        raise ValueError(f"{name} was trained on the {classes}{', '.join(data.classes)}"[:500])
     trained = state["stage"] != "pretrain"
     learned = trained and settings.policy == "learned"
     workers = settings.workers
@@ -319,12 +319,12 @@ def draw_tradeoff(group, path):
 
 def check_json(path):
     """ValueError if something stands at the path that --json has not written."""
-    try:
-        ours = path.stat().st_size == 0 or "baselines" in json.loads(path.read_text())
-    except FileNotFoundError:
-        return
-    except (ValueError, TypeError):
-        ours = False
+    ours = not path.exists()
+    if path.is_file():
+        try:
+            ours = path.stat().st_size == 0 or "baselines" in json.loads(path.read_text())
+        except (ValueError, TypeError, OSError):
+            ours = False
     if not ours:
         raise ValueError(f"{path} is not from --json and would be lost; name another file")
 
@@ -360,9 +360,12 @@ def answer(name, named, device, console):
         )
         console.print(f"{path:<{width}}  {which}  {saved}: {prediction}", soft_wrap=True)
     if answered:
-        path = folder_of(name) / "images.png"
-        pictures.answers(answered, blocks, names, path)
-        console.print(f"picture: {path}", soft_wrap=True)
+        picture = folder_of(name) / "images.png"
+        try:
+            pictures.answers(answered, blocks, names, picture)
+            console.print(f"picture: {picture}", soft_wrap=True)
+        except (ValueError, OSError) as problem:
+            complain(f"the picture could not be saved: {problem}")
     return 0 if len(answered) == len(paths) else 2
 
 

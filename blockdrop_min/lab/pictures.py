@@ -134,22 +134,21 @@ def along(value, axis, start, end):
 def label(draw, labels, spots, frame, size=20):
     """Writes each label (text, x, y) beside its point, where it covers no spot and no label."""
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
-    directions = [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)]
     for text, x, y in labels:
         width = draw.textlength(text, ImageFont.load_default(size))
-        for i in range(20 * len(directions)):
-            across, down = directions[i % len(directions)]
-            distance = 11 + 8 * (i // len(directions))
-            left = x + across * (distance + width / 2) - width / 2
-            top = y + down * (distance + size / 2) - size / 2
-            box = (left, top, left + width, top + size)
+        for i in range(16 * 60):  # around the point, then again at a larger distance
+            angle = i % 16 * math.tau / 16
+            distance = 11 + 6 * (i // 16)
+            left = x + math.cos(angle) * (distance + width / 2) - width / 2
+            middle = y - math.sin(angle) * (distance + size / 2)
+            box = (left, middle - 0.6 * size, left + width, middle + 0.6 * size)
             inside = box[0] > frame[0] and box[1] > frame[1] and box[2] < frame[2]
             if inside and box[3] < frame[3] and not any(overlap(box, other) for other in taken):
                 break
         taken.append(box)
         near = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
         draw.line((x, y, *near), INK)
-        write(draw, (box[0], box[1] + size / 2), text, size)
+        write(draw, (box[0], (box[1] + box[3]) / 2), text, size)
 
 
 def overlap(a, b):
