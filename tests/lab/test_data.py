@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 
@@ -747,13 +747,20 @@ def test_a_split_that_cannot_be_made_says_which_flags_to_change(tmp_path):
 # ---------------------------------------------------------------------------------------- downloads
 @contextmanager
 def server(answer):
-    """A server that does answer(connection) with each client. Gives its address and the clients."""
+    """A server that does answer(connection), and hangs up after 6 seconds: its address, clients."""
     clients = []
+
+    def close(client):
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
 
     def serve():
         while True:
             try:
                 clients.append(listener.accept()[0])
+                hang_up = threading.Timer(6, close, [clients[-1]])
+                hang_up.daemon = True
+                hang_up.start()
                 answer(clients[-1])
             except OSError:
                 return
