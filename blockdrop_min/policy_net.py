@@ -31,6 +31,7 @@ class PolicyNet(nn.Module):
         widths = [width * 2**i for i in range(len(segments))]
         self.features = MaskedResNet(BasicBlock, segments, widths, None, family)
         self.logit = nn.Linear(self.features.num_features, num_blocks)
+        nn.init.zeros_(self.logit.bias)
         if num_classes is not None:
             self.classifier = nn.Linear(self.features.num_features, num_classes)
 
@@ -40,7 +41,8 @@ class PolicyNet(nn.Module):
 
     def embed(self, x):
         """[B, 3, H, W] -> features [B, num_features]"""
-        return self.features(F.avg_pool2d(x, 2) if self.half_size else x)
+        x = F.avg_pool2d(x, 2) if self.half_size else x
+        return self.features(x, execute="sparse")  # all blocks: no mask, no upload
 
     def keep_probabilities(self, features):
         """[B, num_features] -> s [B, K]"""
@@ -86,9 +88,9 @@ def bound(s, alpha):
     return alpha * s + (1 - alpha) * (1 - s)
 
 
-def greedy(s, threshold=0.5):
-    """The most likely policy: [B, K] float 0/1, 1 where s >= threshold: a tie keeps the block."""
-    return (s >= threshold).to(s.dtype)
+def greedy(s):
+    """The most likely policy: [B, K] float 0/1, 1 where s >= 0.5: a tie keeps the block."""
+    return (s >= 0.5).to(s.dtype)
 
 
 def sample(s_bounded, generator=None):

@@ -1,4 +1,7 @@
-"""Hypothesis profiles, and one thread for all tests: small tensors are slower, and less repeatable, on several."""
+"""Hypothesis profiles, and one thread for all tests.
+
+Small tensors are slower, and less repeatable, on several threads.
+"""
 
 import os
 
@@ -7,7 +10,8 @@ from hypothesis import HealthCheck, Phase, settings
 
 SHARED = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("default", max_examples=10, **SHARED)
-settings.register_profile("explore", max_examples=100, **SHARED)  # --hypothesis-profile=explore: minutes
+# For a look around, which takes minutes: --hypothesis-profile=explore
+settings.register_profile("explore", max_examples=100, **SHARED)
 settings.register_profile("ci", max_examples=10, derandomize=True, **SHARED)
 # For tests/faults: the first failure is enough. To make it smaller takes longer than all examples.
 ONCE = dict(derandomize=True, phases=[Phase.explicit, Phase.generate], **SHARED)

@@ -1,5 +1,9 @@
-"""Builders and Hypothesis strategies for all tests. Hypothesis draws sizes and a seed; tensors are built from these."""
+"""Builders and Hypothesis strategies for all tests; they need nothing but the method.
 
+Hypothesis draws sizes and a seed; tensors are built from these.
+"""
+
+import copy
 import re
 from types import SimpleNamespace
 
@@ -9,23 +13,36 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
-from blockdrop_min import MaskedResNet, policy_net
+from blockdrop_min import (
+    BlockDrop,
+    FixedPolicy,
+    MaskedResNet,
+    bound,
+    force_on,
+    greedy,
+    policy_net,
+    sample,
+)
 from blockdrop_min.masked_resnet import BasicBlock, Bottleneck
 
 EXECUTIONS = ("masked", "sparse")
 seeds = st.integers(0, 2**32 - 1)
 alphas = st.floats(0.5, 1, exclude_min=True)
-few = settings(max_examples=settings.default.max_examples // 2)  # for laws that are tried in several variants
+# For laws that are tried in several variants:
+few = settings(max_examples=settings.default.max_examples // 2)
 
 
 def rng(seed):
     return torch.Generator().manual_seed(seed)
 
 
-# ---------------------------------------------------------------------------------------------------- networks
+# ----------------------------------------------------------------------------------------- networks
 @torch.no_grad()
 def randomise(network, seed):
-    """Random weights, and BatchNorm statistics and affine maps that make eval mode non-trivial. Any nn.Module."""
+    """Random weights, and BatchNorm statistics and affine maps that make eval mode non-trivial.
+
+    network: any `nn.Module`.
+    """
     g = rng(seed)
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -40,19 +57,80 @@ def randomise(network, seed):
     return network
 
 
-def small_resnet(segments=(1, 1, 1), widths=(3, 4, 5), classes=5, family="cifar", bottleneck=False, seed=0):
+def small_resnet(
+    segments=(1, 1, 1), widths=(3, 4, 5), classes=5, family="cifar", bottleneck=False, seed=0
+):
     """A small random `MaskedResNet`: float64, eval mode."""
     block = Bottleneck if bottleneck else BasicBlock
     return randomise(MaskedResNet(block, segments, widths, classes, family), seed).double().eval()
 
 
-def small_policy_net(num_blocks, family="cifar", width=3, half=False, seed=1):
+def small_policy_net(
+    num_blocks, family="cifar", width=3, half_size=False, seed=1, num_classes=None
+):
     """A small random `PolicyNet`: float64, eval mode."""
-    return randomise(policy_net(num_blocks, family, width, half), seed).double().eval()
+    net = policy_net(num_blocks, family, width, half_size, num_classes)
+    return randomise(net, seed).double().eval()
+
+
+@torch.no_grad()
+def pair(segments=(1, 1, 1), seed=0, fixed=None, num_classes=None):
+    """A small random `BlockDrop`, float32, eval mode, whose s spreads widely over random images.
+
+    fixed: the policy [K] of a `FixedPolicy` in the place of the policy network.
+    num_classes: of the policy network's classifier.
+    """
+    net = small_resnet(segments, seed=seed)
+    K = net.num_blocks
+    if fixed is not None:
+        policy = FixedPolicy(torch.tensor(fixed))
+    else:
+        policy = small_policy_net(K, seed=seed + 1, num_classes=num_classes)
+    model = BlockDrop(net, policy, mean=(0.5, 0.5, 0.5), std=(0.29, 0.29, 0.29)).float().eval()
+    if fixed is None:
+        logits = policy.logit(policy.embed(batch(200)[0]))
+        mean = logits.mean(0)
+        std = logits.std(0)
+        policy.logit.weight /= std[:, None]
+        policy.logit.bias.copy_((policy.logit.bias - mean) / std + torch.linspace(-0.5, 0.5, K))
+    return model
+
+
+class Given(nn.Module):
+    """In the place of a policy network: these probabilities s [B, K], which are its parameter."""
+
+    def __init__(self, s):
+        super().__init__()
+        self.num_blocks = s.shape[1]
+        self.s = nn.Parameter(s)
+
+    def embed(self, x):
+        return x
+
+    def keep_probabilities(self, features):
+        return self.s
+
+    def forward(self, x):
+        return self.s
+
+
+def images_met(net):
+    """Counts how many images each block meets: a list that grows by a number a block that runs."""
+    counts = []
+    for block in net.blocks:
+        block.conv1.register_forward_hook(lambda _, inputs, output: counts.append(len(output)))
+    return counts
 
 
 def images(count, height=9, width=None, seed=0):
     return torch.randn(count, 3, height, width or height, generator=rng(seed), dtype=torch.float64)
+
+
+def batch(count=6, seed=0, classes=5, size=9):
+    """Images as the networks want them, and labels: float32 and int64."""
+    x = torch.randn(count, 3, size, size, generator=rng(seed))
+    y = torch.randint(classes, (count,), generator=rng(seed + 1))
+    return x, y
 
 
 def policies(count, num_blocks, seed=0, keep=0.5):
@@ -63,38 +141,54 @@ def policies(count, num_blocks, seed=0, keep=0.5):
 def cases(draw, families=("cifar", "imagenet"), min_blocks=1, min_batch=1, training=False):
     """A random network, images and policies: a namespace with net, x, u, B, K, seed.
 
-    With `training`, no channel ever has a single value only, which BatchNorm refuses in training mode.
+    With `training`, no channel ever has a single value only: BatchNorm refuses it in training mode.
     """
-    family, bottleneck, seed = draw(st.sampled_from(families)), draw(st.booleans()), draw(seeds)
+    family = draw(st.sampled_from(families))
+    bottleneck = draw(st.booleans())
+    seed = draw(seeds)
     segments = draw(st.lists(st.integers(min_blocks, 3), min_size=1, max_size=3))
-    widths = draw(st.lists(st.integers(2, 4), min_size=len(segments), max_size=len(segments)).map(sorted))
+    several = st.lists(st.integers(2, 4), min_size=len(segments), max_size=len(segments))
+    widths = draw(several.map(sorted))
     net = small_resnet(segments, widths, draw(st.integers(1, 5)), family, bottleneck, seed)
     stride = 2 ** (len(segments) - 1) * (4 if family == "imagenet" else 1)
     smallest = stride + 1 if training else 1  # stride + 1 pixels leave a map of two
     height, width = (draw(st.integers(smallest, smallest + 2 * stride)) for _ in range(2))
-    B, K = draw(st.integers(min_batch, 4)), net.num_blocks
+    B = draw(st.integers(min_batch, 4))
+    K = net.num_blocks
+    x = images(B, height, width, seed)
     u = policies(B, K, seed, keep=draw(st.sampled_from((0.0, 0.3, 0.5, 0.7, 1.0))))
-    return SimpleNamespace(net=net.train(training), x=images(B, height, width, seed), u=u, B=B, K=K, seed=seed)
+    return SimpleNamespace(net=net.train(training), x=x, u=u, B=B, K=K, seed=seed)
 
 
-# ------------------------------------------------------------------------------- the network, written another way
+# ----------------------------------------------------------------- the network, written another way
 class Reference:
-    """The network again, from its state_dict and its sizes alone: no module, no mask, BatchNorm as arithmetic."""
+    """The network again, from its state_dict and its sizes alone.
+
+    No module, no mask, BatchNorm as arithmetic.
+    """
 
     def __init__(self, net, training=False):
-        self.weights = {**net.state_dict(), **dict(net.named_parameters())}  # the parameters themselves have gradients
-        self.names = [f"layer{i + 1}.{j}" for i, count in enumerate(net.segments) for j in range(count)]
-        self.cifar, self.training = net.family == "cifar", training
+        self.weights = net.state_dict()
+        self.weights.update(net.named_parameters())  # these have gradients
+        self.names = []
+        for i, count in enumerate(net.segments):
+            self.names += [f"layer{i + 1}.{j}" for j in range(count)]
+        self.cifar = net.family == "cifar"
+        self.training = training
 
     def conv(self, x, name, stride=1):
         weight = self.weights[f"{name}.weight"]
         return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
 
     def bn(self, x, name):
-        gain, shift, mean, var = (self.weights[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+        mean = self.weights[f"{name}.running_mean"]
+        var = self.weights[f"{name}.running_var"]
         if self.training:
-            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
-        return torch.einsum("bchw,c->bchw", x - mean[:, None, None], gain / (var + 1e-5).sqrt()) + shift[:, None, None]
+            mean = x.mean((0, 2, 3))
+            var = x.var((0, 2, 3), correction=0)
+        gain = self.weights[f"{name}.weight"] / (var + 1e-5).sqrt()
+        x = torch.einsum("bchw,c->bchw", x - mean[:, None, None], gain)
+        return x + self.weights[f"{name}.bias"][:, None, None]
 
     def stem(self, x):
         x = F.relu(self.bn(self.conv(x, "conv1", 1 if self.cifar else 2), "bn1"))
@@ -106,15 +200,19 @@ class Reference:
     def residual(self, x, name):
         depth = 3 if f"{name}.conv3.weight" in self.weights else 2
         for i in range(1, depth + 1):
-            x = self.bn(self.conv(x, f"{name}.conv{i}", self.stride(name) if i == depth - 1 else 1), f"{name}.bn{i}")
+            stride = self.stride(name) if i == depth - 1 else 1
+            x = self.bn(self.conv(x, f"{name}.conv{i}", stride), f"{name}.bn{i}")
             x = F.relu(x) if i < depth else x
         return x
 
     def shortcut(self, x, name):
-        stride, channels = self.stride(name), self.bn_channels(name)
+        stride = self.stride(name)
+        channels = self.bn_channels(name)
+        if f"{name}.downsample.0.weight" in self.weights:
+            x = self.conv(x, f"{name}.downsample.0", stride)
+            return self.bn(x, f"{name}.downsample.1")
         if not self.cifar:
-            down = f"{name}.downsample"
-            return self.bn(self.conv(x, f"{down}.0", stride), f"{down}.1") if f"{down}.0.weight" in self.weights else x
+            return x
         if stride == 2:  # the mean of each 2 x 2 window; a window over the edge has fewer pixels
             x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=torch.nan)
             x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).nanmean((3, 5))
@@ -140,30 +238,86 @@ class Reference:
         for image, policy in zip(x, u, strict=True):
             out = self.stem(image[None])
             for name, keep in zip(self.names, policy.tolist(), strict=True):
-                out = F.relu(self.shortcut(out, name) + self.residual(out, name)) if keep else self.shortcut(out, name)
+                shortcut = self.shortcut(out, name)
+                out = F.relu(shortcut + self.residual(out, name)) if keep else shortcut
             logits.append(self.head(out))
         return torch.cat(logits)
 
 
-# ------------------------------------------------------------------------------------------------------ gradients
+# ---------------------------------------------------------------------------------------- gradients
 def gradients(loss, network):
     """Name -> gradient of the loss in every parameter, zeros where it has none."""
-    found = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True, allow_unused=True)
-    pairs = zip(network.named_parameters(), found, strict=True)
-    return {name: torch.zeros_like(p) if grad is None else grad for (name, p), grad in pairs}
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    found = torch.autograd.grad(loss, parameters, **options)
+    return dict(zip(names, found, strict=True))
+
+
+def gradient(scalar, tensor):
+    """Of a scalar in one tensor, zeros where it has none."""
+    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    return torch.autograd.grad(scalar, tensor, **options)[0]
 
 
 def weighted_sum(logits):
     """A scalar of the logits in which each has a weight of its own, the same in every call."""
-    return (logits * torch.linspace(0.5, 1.5, logits.numel(), dtype=logits.dtype).view_as(logits)).sum()
+    weights = torch.linspace(0.5, 1.5, logits.numel(), dtype=logits.dtype)
+    return (logits * weights.view_as(logits)).sum()
 
 
 def assert_same(actual, expected, tolerance=1e-10):
-    """Equal to `tolerance`, absolute and relative; NaN equals nothing. Tensors, or dicts of them."""
+    """Equal to `tolerance`, absolute and relative; NaN equals nothing.
+
+    actual, expected: tensors, or dicts of tensors, of which a failure names the one that differs.
+    """
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-# -------------------------------------------------------------------------------------------------------- policies
+def assert_equal(actual, expected):
+    """Bit for bit, types included. Tensors, or dicts of tensors, as in `assert_same`."""
+    assert_same(actual, expected, 0)
+
+
+def state(network):
+    """A copy of a network's weights and statistics: {name: tensor}."""
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def assert_no_gradient(network):
+    """No gradient has reached the network."""
+    for name, p in network.named_parameters():
+        assert p.grad is None, name
+
+
+# -------------------------------------------------------------------------------------------- steps
+LIVELY = 59  # the seed of a `pair` whose policies keep, and whose predictions are, all sorts
+ALPHA = 0.8
+BETA = 0.1
+GAMMA = 2.0
+
+
+def learning(model, resnet, policy):
+    """The model with those networks in training mode that learn, the others frozen in eval mode."""
+    model.resnet.train(resnet).requires_grad_(resnet)
+    model.policy.train(policy).requires_grad_(policy)
+    return model
+
+
+def drawn(model, x, free=None, seed=0):
+    """What a step with this seed draws, on a copy of the model: (s_bounded, u, u_greedy)."""
+    s = copy.deepcopy(model).policy(x)
+    s_bounded = bound(s, ALPHA)
+    u = force_on(sample(s_bounded, rng(seed)), free)
+    return s_bounded, u, force_on(greedy(s), free)
+
+
+def rewarded(u, correct):
+    """The reward of one image's policy, by hand."""
+    kept = sum(u.tolist())
+    return 1 - (kept / len(u)) ** 2 if correct else -GAMMA
+
+
+# ----------------------------------------------------------------------------------------- policies
 def every_policy(num_blocks):
     """All 2^K policies: [2^K, K] float64, counting in binary."""
     return (torch.arange(2**num_blocks)[:, None] >> torch.arange(num_blocks) & 1).double()
@@ -172,7 +326,9 @@ def every_policy(num_blocks):
 @st.composite
 def probabilities(draw, max_blocks=6, inside=True):
     """s [B, K] float64, in (0.02, 0.98) if `inside`, else also exactly 0, 0.5 and 1."""
-    B, K, seed = draw(st.integers(1, 4)), draw(st.integers(1, max_blocks)), draw(seeds)
+    B = draw(st.integers(1, 4))
+    K = draw(st.integers(1, max_blocks))
+    seed = draw(seeds)
     s = 0.02 + 0.96 * torch.rand(B, K, generator=rng(seed), dtype=torch.float64)
     special = torch.tensor([0, 0.5, 1]).double()[torch.randint(3, (B, K), generator=rng(seed + 1))]
     return s if inside else torch.where(policies(B, K, seed + 2).bool(), s, special)
@@ -184,9 +340,9 @@ def masks(num_blocks, min_free=0):
     return free.map(lambda chosen: torch.tensor([k in chosen for k in range(num_blocks)]))
 
 
-# ---------------------------------------------------------------------------------------------------- foreign files
+# ------------------------------------------------------------------------------------ foreign files
 def authors_names(state):
-    """A state_dict of ours under the names of the authors' code, as their files from PyTorch 0.3 hold it."""
+    """A state_dict of ours under the names of the authors' code, as files from PyTorch 0.3."""
     renamed = {}
     for name, tensor in state.items():
         name = re.sub(r"layer(\d)\.0\.downsample\.", lambda m: f"ds.{int(m[1]) - 1}.", name)
