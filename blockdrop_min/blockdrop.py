@@ -14,18 +14,16 @@ class BlockDrop(nn.Module):
     resnet: a `MaskedResNet`.
     policy: a `PolicyNet` or a `FixedPolicy`.
     mean, std: of pixel values in [0, 1], per channel; images are normalised by them first.
-    threshold: a block is kept where s >= threshold.
     Raises ValueError if the two networks disagree in K.
     """
 
-    def __init__(self, resnet, policy, mean=(0.0,) * 3, std=(1.0,) * 3, threshold=0.5):
+    def __init__(self, resnet, policy, mean=(0.0,) * 3, std=(1.0,) * 3):
         super().__init__()
         if resnet.num_blocks != policy.num_blocks:
             theirs = f"the policy network decides on {policy.num_blocks}"
             raise ValueError(f"the ResNet has {resnet.num_blocks} blocks but {theirs}")
         self.resnet = resnet
         self.policy = policy
-        self.threshold = threshold
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -37,7 +35,7 @@ class BlockDrop(nn.Module):
     def forward(self, x):
         """[B, 3, H, W], uint8 or float in [0, 1] -> logits [B, C] and the greedy policy [B, K]."""
         x = self.prepare(x)
-        u = greedy(self.policy(x), self.threshold)
+        u = greedy(self.policy(x))
         return self.resnet(x, u, execute="masked" if self.training else "sparse"), u
 
 

@@ -86,9 +86,9 @@ def bound(s, alpha):
     return alpha * s + (1 - alpha) * (1 - s)
 
 
-def greedy(s, threshold=0.5):
-    """The most likely policy: [B, K] float 0/1, 1 where s >= threshold: a tie keeps the block."""
-    return (s >= threshold).to(s.dtype)
+def greedy(s):
+    """The most likely policy: [B, K] float 0/1, 1 where s >= 0.5: a tie keeps the block."""
+    return (s >= 0.5).to(s.dtype)
 
 
 def sample(s_bounded, generator=None):

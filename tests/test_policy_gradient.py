@@ -1,10 +1,14 @@
-"""The exact policy gradient: where all 2^K policies can be summed, the expected gradient of the loss is known.
+"""The policy loss and the entropy, and the proof that the loss is right.
 
-J = sum over u of pi(u) R(u) is written out in full and differentiated by autograd. The road under test never differentiates
-pi: it takes `policy_loss` of each policy, weighted with the probability of sampling that policy. Both must agree.
+The proof: where all 2^K policies can be summed, the expected gradient of the loss is known.
+J = sum over u of pi(u) R(u) is written out in full and differentiated by autograd. The road under
+test never differentiates pi: it takes `policy_loss` of each policy, weighted with the probability
+of sampling that policy. Both must agree.
 """
 
 import itertools
+import math
+import re
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -14,6 +18,8 @@ from helpers import (
     alphas,
     assert_same,
     every_policy,
+    few,
+    gradient,
     gradients,
     images,
     masks,
@@ -27,13 +33,263 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockdrop_min import BlockDrop, bound, entropy, force_on, free_blocks, greedy, policy_loss, reward, sample, training
-from blockdrop_min.finetuning import policy_step
+from blockdrop_min import (
+    BlockDrop,
+    bound,
+    curriculum,
+    entropy,
+    finetuning,
+    force_on,
+    free_blocks,
+    greedy,
+    policy_loss,
+    reward,
+    sample,
+)
+
+s_anywhere = probabilities(inside=False)
 
 
-# ------------------------------------------------------------------------------------------------- the two roads
+def advantages(count, seed):
+    return torch.randn(count, generator=rng(seed), dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------------------ by hand
+def test_the_policy_loss_of_two_images_and_three_blocks_by_hand():
+    s = torch.tensor([[0.5, 0.8, 0.2], [0.6, 0.5, 0.9]])
+    u = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    # -(2 (ln 0.5 + ln 0.8 + ln 0.8) - 1 (ln 0.4 + ln 0.5 + ln 0.9)) / 2
+    expected = -(2 * math.log(0.32) - math.log(0.18)) / 2
+    assert policy_loss(s, u, torch.tensor([2.0, -1.0])).item() == pytest.approx(expected)
+
+
+def test_the_policy_loss_counts_free_blocks_only():
+    s = torch.tensor([[0.5, 0.8, 0.2]])
+    u = torch.tensor([[1.0, 1.0, 0.0]])
+    loss = policy_loss(s, u, torch.tensor([3.0]), free=torch.tensor([False, True, False]))
+    assert loss.item() == pytest.approx(-3 * math.log(0.8))
+
+
+@pytest.mark.parametrize(("advantage", "expected"), [(1.0, [[-1, 1]]), (-1.0, [[1, -1]])])
+def test_a_better_than_expected_sample_becomes_more_likely(advantage, expected):
+    s = torch.tensor([[0.5, 0.5]], requires_grad=True)
+    loss = policy_loss(s, torch.tensor([[1.0, 0.0]]), torch.tensor([advantage]))
+    # Better: descent raises s of the kept block and lowers that of the dropped one.
+    assert gradient(loss, s).sign().tolist() == expected
+
+
+def test_the_entropy_of_a_coin_is_ln_2_and_adds_up_over_blocks():
+    assert entropy(torch.full((2, 3), 0.5)).item() == pytest.approx(3 * math.log(2))
+
+
+def test_the_entropy_by_hand():
+    s = torch.tensor([[0.2, 1.0], [0.5, 0.5]])
+    first = -0.2 * math.log(0.2) - 0.8 * math.log(0.8)
+    assert entropy(s).item() == pytest.approx((first + 2 * math.log(2)) / 2)
+
+
+# ---------------------------------------------------------------------------------------- two roads
+@given(probabilities(), st.data(), seeds)
+def test_the_policy_loss_is_that_of_a_plain_loop(s, data, seed):
+    B, K = s.shape
+    free = data.draw(masks(K))
+    u = policies(B, K, seed)
+    A = advantages(B, seed)
+    total = 0.0
+    for i in range(B):
+        log_pi = 0.0
+        for k in range(K):
+            if free[k]:
+                log_pi += math.log(s[i, k]) if u[i, k] == 1 else math.log(1 - s[i, k])
+        total -= A[i].item() * log_pi
+    assert policy_loss(s, u, A, free).item() == pytest.approx(total / B, rel=1e-10, abs=1e-10)
+
+
+@given(probabilities(), seeds)
+def test_the_policy_loss_is_the_log_probability_of_torchs_bernoulli(s, seed):
+    u = policies(*s.shape, seed)
+    A = advantages(len(s), seed)
+    log_pi = torch.distributions.Bernoulli(probs=s).log_prob(u).sum(1)  # [B]
+    assert_same(policy_loss(s, u, A), -(A * log_pi).mean())
+
+
+@given(probabilities(), st.data())
+def test_the_entropy_is_that_of_a_plain_loop(s, data):
+    free = data.draw(masks(s.shape[1]))
+    total = 0.0
+    for row in s.tolist():
+        for p, is_free in zip(row, free.tolist(), strict=True):
+            total += (-p * math.log(p) - (1 - p) * math.log(1 - p)) if is_free else 0.0
+    assert entropy(s, free).item() == pytest.approx(total / len(s), rel=1e-10)
+
+
+@given(probabilities())
+def test_the_entropy_is_that_of_torchs_bernoulli(s):
+    assert_same(entropy(s), torch.distributions.Bernoulli(probs=s).entropy().sum(1).mean())
+
+
+# ------------------------------------------------------------------------------ laws of both losses
+@given(probabilities(), st.integers(2, 4), seeds)
+def test_both_losses_are_means_so_repeating_the_batch_changes_nothing(s, times, seed):
+    u = policies(*s.shape, seed)
+    A = advantages(len(s), seed)
+    again = [t.repeat(times, *[1] * (t.dim() - 1)) for t in (s, u, A)]
+    assert_same(policy_loss(*again), policy_loss(s, u, A))
+    assert_same(entropy(again[0]), entropy(s))
+
+
+@given(probabilities(), seeds, st.floats(-100, 100))
+def test_the_policy_loss_is_linear_in_the_advantage(s, seed, factor):
+    u = policies(*s.shape, seed)
+    A = advantages(len(s), seed)
+    assert_same(policy_loss(s, u, factor * A), factor * policy_loss(s, u, A), 1e-9)
+
+
+@given(probabilities(), seeds)
+def test_no_gradient_flows_through_the_advantage(s, seed):
+    s.requires_grad_()
+    u = policies(*s.shape, seed)
+    A = advantages(len(s), seed).requires_grad_()
+    expected = gradient(policy_loss(s, u, A.detach()), s)
+    assert_same(gradient(policy_loss(s, u, A + s.sum(1) - s.sum(1).detach()), s), expected)
+    assert not gradient(policy_loss(s, u, A), A).any()
+
+
+@given(probabilities(), st.data(), seeds)
+def test_a_block_that_is_not_free_changes_neither_losses_nor_gradients(s, data, seed):
+    free = data.draw(masks(s.shape[1]))
+    u = policies(*s.shape, seed)
+    A = advantages(len(s), seed)
+    for value in (0.0, 0.7, 1.0):
+        other = torch.where(free, s, torch.full_like(s, value)).requires_grad_()
+        assert not gradient(policy_loss(other, u, A, free), other)[:, ~free].any()
+        assert not gradient(entropy(other, free), other)[:, ~free].any()
+        assert_same(policy_loss(other, u, A, free), policy_loss(s[:, free], u[:, free], A))
+        assert_same(entropy(other, free), entropy(s[:, free]))
+
+
+@given(probabilities(), seeds)
+def test_no_mask_means_that_all_blocks_are_free(s, seed):
+    u = policies(*s.shape, seed)
+    A = advantages(len(s), seed)
+    free = torch.ones(s.shape[1], dtype=torch.bool)
+    assert_same(policy_loss(s, u, A), policy_loss(s, u, A, free))
+    assert_same(entropy(s), entropy(s, free))
+
+
+@given(s_anywhere)
+def test_the_entropy_lies_between_0_and_K_ln_2(s):
+    assert 0 <= entropy(s) <= s.shape[1] * math.log(2) + 1e-12
+
+
+@given(probabilities())
+def test_the_entropy_treats_keeping_and_dropping_alike(s):
+    assert_same(entropy(1 - s), entropy(s))
+
+
+@given(probabilities())
+def test_the_entropy_pulls_every_probability_towards_a_half(s):
+    s.requires_grad_()
+    expected = ((1 - s) / s).log().detach() / len(s)  # dH/dp = ln((1 - p) / p)
+    assert_same(gradient(entropy(s), s), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+@few
+@given(s=probabilities(), seed=seeds)
+def test_the_policy_loss_takes_policies_of_any_dtype(dtype, s, seed):
+    u = policies(*s.shape, seed)
+    A = advantages(len(s), seed)
+    assert_same(policy_loss(s, u.to(dtype), A), policy_loss(s, u, A))
+
+
+# ----------------------------------------------------------------------------- edges of both losses
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(s=s_anywhere, seed=seeds)
+def test_losses_and_gradients_are_finite_at_0_a_half_and_1(dtype, s, seed):
+    s = s.to(dtype).requires_grad_()
+    u = policies(*s.shape, seed)
+    A = advantages(len(s), seed)
+    losses = {"policy loss": policy_loss(s, u, A), "entropy": entropy(s)}
+    for name, loss in losses.items():
+        assert loss.isfinite(), name
+        assert gradient(loss, s).isfinite().all(), name
+
+
+def test_a_tiny_probability_counts_as_what_it_is():
+    s = torch.tensor([[1e-30]])
+    u = torch.tensor([[1.0]])
+    A = torch.tensor([1.0])
+    assert policy_loss(s, u, A).item() == pytest.approx(30 * math.log(10))
+    assert entropy(s).item() == pytest.approx(1e-30 * 30 * math.log(10), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("forced", [0.0, 1.0])
+def test_nan_and_inf_in_a_block_that_is_not_free_stay_out_of_the_losses_and_their_gradients(
+    value, forced
+):
+    s = torch.tensor([[value, 0.25]], requires_grad=True)
+    free = torch.tensor([False, True])
+    loss = policy_loss(s, torch.tensor([[forced, 1.0]]), torch.ones(1), free)
+    bonus = entropy(s, free)
+    assert loss.item() == pytest.approx(math.log(4))
+    assert gradient(loss, s).tolist() == [[0, -4]]
+    assert bonus.item() == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
+    assert gradient(bonus, s).tolist() == [[0, pytest.approx(math.log(3))]]
+
+
+def test_a_mask_on_the_cpu_serves_losses_on_another_device():
+    s = torch.full((2, 3), 0.5, device="meta")
+    free = torch.tensor([False, True, True])
+    assert policy_loss(s, s, s[:, 0], free).is_meta
+    assert entropy(s, free).is_meta
+
+
+def test_a_certain_policy_has_no_entropy_and_its_own_sample_no_loss():
+    s = torch.tensor([[0.0, 1.0]])
+    assert entropy(s) == 0
+    assert policy_loss(s, s, torch.tensor([3.0])) == 0
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1,), (3,), (1, 4), (4, 3), ()])
+def test_an_advantage_of_another_shape_is_refused_because_it_would_broadcast_unseen(shape):
+    expected = rf"advantage has shape {re.escape(str(list(shape)))}; it must be \[4\]"
+    with pytest.raises(ValueError, match=expected):
+        policy_loss(torch.full((4, 3), 0.5), torch.ones(4, 3), torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (3,), (1, 3), (4, 4), ()])
+def test_a_policy_of_another_shape_is_refused_because_it_would_broadcast_unseen(shape):
+    with pytest.raises(ValueError, match=r"u has shape .*; it must be \[4, 3\]"):
+        policy_loss(torch.full((4, 3), 0.5), torch.ones(shape), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "free", [torch.ones(3), torch.ones(4, 3) > 0, torch.ones(1) > 0, torch.ones(4) > 0]
+)
+def test_a_mask_of_another_shape_or_dtype_is_refused(free):
+    s = torch.full((4, 3), 0.5)
+    with pytest.raises(ValueError, match=r"free is torch.* it must be bool \[3\]"):
+        policy_loss(s, s.round(), torch.ones(4), free)
+    with pytest.raises(ValueError, match=r"free is torch.* it must be bool \[3\]"):
+        entropy(s, free)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3, 1), ()])
+def test_probabilities_of_another_shape_are_refused(shape):
+    s = torch.full(shape, 0.5)
+    with pytest.raises(ValueError, match=r"probabilities have shape .*; they must be \[B, K\]"):
+        policy_loss(s, s, torch.ones(shape[:1]))
+    with pytest.raises(ValueError, match=r"probabilities have shape .*; they must be \[B, K\]"):
+        entropy(s)
+
+
+# ---------------------------------------------------- the proof: two roads to the expected gradient
 def expected_reward(s_bounded, free, R):
-    """J, written out: a free block is kept with probability s and dropped with 1 - s, another one is always kept.
+    """J, written out.
+
+    A free block is kept with probability s and dropped with 1 - s, another one is always kept.
 
     R: a dict from policy (a tuple of K numbers) to the rewards [B].
     """
@@ -50,7 +306,9 @@ def expected_reward(s_bounded, free, R):
 
 
 def expected_loss(s_bounded, free, R, baseline):
-    """The policy loss in expectation over the samples: each of the 2^K as likely as `sample` draws it, with its advantage.
+    """The policy loss in expectation over the samples.
+
+    Each of the 2^K counts as likely as `sample` draws it, with its advantage.
 
     baseline: a function of the policy u (a tuple) giving [B].
     """
@@ -68,7 +326,10 @@ def key(u):
 
 
 def self_critical(s, free, R):
-    """The rewards of the greedy policies, forced like the samples: a baseline that does not depend on the sample."""
+    """The rewards of the greedy policies, forced like the samples.
+
+    A baseline that does not depend on the sample.
+    """
     u_greedy = force_on(greedy(s.detach()), free)
     rewards = torch.stack([R[key(u)][i] for i, u in enumerate(u_greedy)])
     return lambda u: rewards
@@ -76,26 +337,30 @@ def self_critical(s, free, R):
 
 @st.composite
 def problems(draw):
-    """Probabilities of up to 6 blocks, bounded by some alpha; at least one is free; any reward for any policy."""
-    s, alpha, seed = draw(probabilities(max_blocks=6)), draw(alphas), draw(seeds)
-    (B, K), g = s.shape, rng(seed)
+    """Probabilities of up to 6 blocks, bounded by some alpha; any reward for any policy.
+
+    At least one block is free.
+    """
+    s = draw(probabilities(max_blocks=6))
+    alpha = draw(alphas)
+    seed = draw(seeds)
+    B, K = s.shape
+    g = rng(seed)
     R = {key(u): torch.randn(B, generator=g, dtype=torch.float64) for u in every_policy(K)}
-    s.requires_grad_()
-    return SimpleNamespace(s=s, s_bounded=bound(s, alpha), free=draw(masks(K, min_free=1)), R=R, B=B, K=K, alpha=alpha, g=g)
-
-
-def gradient(scalar, s):
-    return torch.autograd.grad(scalar, s, retain_graph=True)[0]
+    s_bounded = bound(s.requires_grad_(), alpha)
+    free = draw(masks(K, min_free=1))
+    return SimpleNamespace(s=s, s_bounded=s_bounded, free=free, R=R, B=B, K=K, g=g)
 
 
 def zero(u):
     return 0.0
 
 
-# ------------------------------------------------------------------------------------------------------- by hand
+# ------------------------------------------------------------------------------- the proof, by hand
 def test_the_gradient_for_one_block_is_the_difference_of_its_two_rewards():
     s = torch.tensor([[0.3]], requires_grad=True)
-    R = {(0,): torch.tensor([0.25]), (1,): torch.tensor([2.0])}  # J = 0.3 x 2 + 0.7 x 0.25, dJ/ds = 2 - 0.25
+    # J = 0.3 x 2 + 0.7 x 0.25, dJ/ds = 2 - 0.25
+    R = {(0,): torch.tensor([0.25]), (1,): torch.tensor([2.0])}
     free = torch.tensor([True])
     assert gradient(expected_reward(s, free, R), s).item() == pytest.approx(1.75)
     assert gradient(expected_loss(s, free, R, zero), s).item() == pytest.approx(-1.75)
@@ -108,7 +373,7 @@ def test_bounding_shrinks_the_gradient_by_2_alpha_minus_1():
     assert gradient(loss, s).item() == pytest.approx(-1.75 * 0.6)
 
 
-# ------------------------------------------------------------------------------- two roads: the expected reward
+# ------------------------------------------------------------------- the proof: the expected reward
 @given(problems())
 def test_the_expected_gradient_is_that_of_the_expected_reward(p):
     expected = -gradient(expected_reward(p.s_bounded, p.free, p.R), p.s)
@@ -126,25 +391,32 @@ def test_the_self_critical_baseline_leaves_it_unchanged(p):
 def test_any_baseline_that_knows_the_image_but_not_the_sample_leaves_it_unchanged(p, scale):
     baseline = scale * torch.randn(p.B, generator=p.g, dtype=torch.float64)
     expected = -gradient(expected_reward(p.s_bounded, p.free, p.R), p.s)
-    assert_same(gradient(expected_loss(p.s_bounded, p.free, p.R, lambda u: baseline), p.s), expected, 1e-10)
+    loss = expected_loss(p.s_bounded, p.free, p.R, lambda u: baseline)
+    assert_same(gradient(loss, p.s), expected, 1e-10)
 
 
 @given(problems(), st.floats(0, 10))
 def test_with_the_entropy_bonus_it_is_that_of_the_expected_reward_plus_beta_entropies(p, beta):
-    def coin(q):  # the entropy of one block, by its definition
-        return -(q * q.log() + (1 - q) * (1 - q).log())
-
-    bonus = sum((coin(p.s_bounded[:, k]).mean() for k in range(p.K) if p.free[k]), p.s.sum() * 0)
+    bonus = 0
+    for k in p.free.nonzero()[:, 0]:
+        q = p.s_bounded[:, k]
+        bonus = bonus - (q * q.log() + (1 - q) * (1 - q).log()).mean()
     expected = -gradient(expected_reward(p.s_bounded, p.free, p.R) + beta * bonus, p.s)
-    loss = expected_loss(p.s_bounded, p.free, p.R, self_critical(p.s, p.free, p.R)) - beta * entropy(p.s_bounded, p.free)
+    loss = expected_loss(p.s_bounded, p.free, p.R, self_critical(p.s, p.free, p.R))
+    loss = loss - beta * entropy(p.s_bounded, p.free)
     assert_same(gradient(loss, p.s), expected, 1e-10)
 
 
-# ---------------------------------------------------------------------------- two roads: through real networks
+# ----------------------------------------------------------------- the proof: through real networks
 @pytest.fixture(scope="module")
 def world():
-    """Four images, a ResNet of three blocks and a policy network; all rewards, from the ResNet's own predictions."""
-    net, policy, x = small_resnet(seed=8), small_policy_net(3, width=2, seed=2), images(4)
+    """Four images, a ResNet of three blocks and a policy network; all rewards.
+
+    The rewards come from the ResNet's own predictions.
+    """
+    net = small_resnet(seed=8)
+    policy = small_policy_net(3, width=2, seed=2)
+    x = images(4)
     net.fc.bias.data.zero_()
     y = net(x, torch.tensor([1, 0, 1])).argmax(1)  # right under this policy, and under some others
     R = {}
@@ -164,78 +436,123 @@ def test_in_that_world_rewards_depend_on_image_and_policy(world):
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 @pytest.mark.parametrize("alpha", [0.8, 1.0])
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_every_parameter_of_a_policy_net_gets_the_gradient_of_the_expected_reward(world, epoch, alpha, beta):
-    free, s = free_blocks(epoch, 3), world.policy(world.x).double()
+def test_every_parameter_of_a_policy_net_gets_the_gradient_of_the_expected_reward(
+    world, epoch, alpha, beta
+):
+    free = free_blocks(epoch, 3)
+    s = world.policy(world.x).double()
     s_bounded = bound(s, alpha)
     J = expected_reward(s_bounded, free, world.R) + beta * entropy(s_bounded, free)
-    loss = expected_loss(s_bounded, free, world.R, self_critical(s, free, world.R)) - beta * entropy(s_bounded, free)
-    actual, expected = gradients(loss, world.policy), gradients(-J, world.policy)
-    assert_same(actual, expected, 1e-8)
-    assert any(g.abs().max() > 1e-3 for g in expected.values())
+    loss = expected_loss(s_bounded, free, world.R, self_critical(s, free, world.R))
+    loss = loss - beta * entropy(s_bounded, free)
+    expected = gradients(-J, world.policy)
+    assert_same(gradients(loss, world.policy), expected, 1e-8)
+    assert max(found.abs().max() for found in expected.values()) > 1e-3
 
 
-@pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_a_policy_step_gives_it_in_expectation_over_what_it_samples(world, monkeypatch, epoch, joint):
-    x, y, free = world.x[:2], world.y[:2], free_blocks(epoch, 3)
+def assert_in_expectation(world, free, loss_of, monkeypatch, module):
+    """Over all that two images can sample, the loss has the gradient of the expected reward.
+
+    loss_of: the loss of one step, given the model, two images and their labels.
+    module: where the step finds `sample`.
+    """
+    x = world.x[:2]
+    y = world.y[:2]
     model = BlockDrop(deepcopy(world.net), deepcopy(world.policy).train())
-    s_bounded, total = bound(model.policy(x), 0.8), 0
-    for u in every_policy(6).view(-1, 2, 3):  # all that two images can sample, each as likely as `sample` draws it
-        monkeypatch.setattr(training, "sample", lambda s_bounded, generator, u=u: u)
+    s_bounded = bound(model.policy(x), 0.8)
+    total = 0
+    for u in every_policy(6).view(-1, 2, 3):
         likely = torch.where(u.bool(), s_bounded, 1 - s_bounded).prod().detach()
-        total += likely * policy_step(model, x, y, free, 0.8, 0.1, 2, None, joint=joint, full_share=0.5)[0]
-    J = expected_reward(s_bounded, free, {u: R[:2] for u, R in world.R.items()}) + 0.1 * entropy(s_bounded, free)
+        u = force_on(u, free)
+        monkeypatch.setattr(module, "sample", lambda s_bounded, generator, u=u: u)
+        total = total + likely * loss_of(model, x, y)
+    R = {u: rewards[:2] for u, rewards in world.R.items()}
+    J = expected_reward(s_bounded, free, R) + 0.1 * entropy(s_bounded, free)
     expected = gradients(-J, model.policy)
     assert_same(gradients(total, model.policy), expected, 1e-8)
-    assert any(g.abs().max() > 1e-3 for g in expected.values())
+    assert max(found.abs().max() for found in expected.values()) > 1e-3
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_curriculum_step_gives_it_in_expectation_over_what_it_samples(world, monkeypatch, epoch):
+    free = free_blocks(epoch, 3)
+
+    def loss(model, x, y):
+        return curriculum.curriculum_step(model, x, y, free, 0.8, 0.1, 2, None)[0]
+
+    assert_in_expectation(world, free, loss, monkeypatch, curriculum)
+
+
+@pytest.mark.parametrize("full_fraction", [0.0, 0.5])
+def test_a_finetune_step_gives_it_in_expectation_over_what_it_samples(
+    world, monkeypatch, full_fraction
+):
+    free = torch.ones(3, dtype=torch.bool)
+
+    def loss(model, x, y):
+        return finetuning.finetune_step(model, x, y, 0.8, 0.1, 2, None, full_fraction)[0]
+
+    assert_in_expectation(world, free, loss, monkeypatch, finetuning)
 
 
 def test_one_step_along_it_raises_the_expected_reward(world):
-    policy, free = deepcopy(world.policy), torch.ones(3, dtype=torch.bool)
+    policy = deepcopy(world.policy)
+    free = torch.ones(3, dtype=torch.bool)
     s = policy(world.x).double()
     expected_loss(bound(s, 0.8), free, world.R, self_critical(s, free, world.R)).backward()
     torch.optim.SGD(policy.parameters(), lr=1e-3).step()
-    after = policy(world.x).double()
-    assert expected_reward(bound(after, 0.8), free, world.R) > expected_reward(bound(s, 0.8), free, world.R)
+    before = expected_reward(bound(s, 0.8), free, world.R)
+    after = expected_reward(bound(policy(world.x).double(), 0.8), free, world.R)
+    assert after > before
 
 
-# ------------------------------------------------------------------------------------- counter-examples, by hand
+# ------------------------------------------------------------- the proof: counter-examples, by hand
 def test_a_baseline_that_knows_the_sample_does_not_leave_it_unchanged():
-    s, free = torch.tensor([[0.3, 0.6]], requires_grad=True), torch.tensor([True, True])
-    R = {u: torch.tensor([float(sum(u))]) for u in itertools.product((0, 1), repeat=2)}  # J = s1 + s2
-    assert_same(gradient(expected_loss(s, free, R, zero), s), torch.tensor([[-1.0, -1.0]]), 1e-6)
-    assert_same(gradient(expected_loss(s, free, R, lambda u: R[u] / 2), s), torch.tensor([[-0.5, -0.5]]), 1e-6)
-    assert_same(gradient(expected_loss(s, free, R, lambda u: R[u]), s), torch.zeros(1, 2), 1e-6)
+    s = torch.tensor([[0.3, 0.6]], requires_grad=True)
+    free = torch.tensor([True, True])
+    policies = itertools.product((0, 1), repeat=2)
+    R = {u: torch.tensor([float(sum(u))]) for u in policies}  # J = s1 + s2
+    without = expected_loss(s, free, R, zero)
+    with_half = expected_loss(s, free, R, lambda u: R[u] / 2)
+    with_all = expected_loss(s, free, R, lambda u: R[u])
+    assert_same(gradient(without, s), torch.tensor([[-1.0, -1.0]]), 1e-6)
+    assert_same(gradient(with_half, s), torch.tensor([[-0.5, -0.5]]), 1e-6)
+    assert_same(gradient(with_all, s), torch.zeros(1, 2), 1e-6)
 
 
 def test_the_log_probability_of_probabilities_that_were_not_sampled_from_gives_another_gradient():
     s = torch.tensor([[0.9]], dtype=torch.float64, requires_grad=True)
-    R, loss = (1.0, 3.0), 0
-    for u, likely in ((0, 0.26), (1, 0.74)):  # sampled from bound(0.9, 0.8) = 0.74, but the log of s itself is taken
-        loss = loss + policy_loss(s, torch.tensor([[float(u)]]), torch.tensor([likely * R[u]], dtype=s.dtype))
-    assert gradient(loss, s).item() == pytest.approx(-(0.74 * 3 / 0.9 - 0.26 * 1 / 0.1))  # and not -0.6 x (3 - 1)
+    # Sampled from bound(0.9, 0.8) = 0.74, but the log of s itself is taken. R is 1 and 3.
+    dropped = policy_loss(s, torch.zeros(1, 1), torch.tensor([0.26 * 1.0]))
+    kept = policy_loss(s, torch.ones(1, 1), torch.tensor([0.74 * 3.0]))
+    expected = -(0.74 * 3 / 0.9 - 0.26 * 1 / 0.1)  # and not -0.6 x (3 - 1)
+    assert gradient(dropped + kept, s).item() == pytest.approx(expected)
 
 
-# --------------------------------------------------------------------------------------------- laws: by sampling
+# --------------------------------------------------------------------------- the proof: by sampling
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("baseline", ["none", "self-critical"])
 def test_the_mean_over_samples_comes_within_its_standard_error(seed, baseline):
-    N, K, free = 20_000, 4, torch.tensor([False, True, True, True])
+    N = 20_000
+    K = 4
+    free = torch.tensor([False, True, True, True])
     s = (0.05 + 0.9 * torch.rand(1, K, generator=rng(seed), dtype=torch.float64)).requires_grad_()
     correct = dict(zip(map(key, every_policy(K)), policies(2**K, 1, seed).bool(), strict=True))
     R = {u: reward(torch.tensor([u]), correct[u], 1).double() for u in correct}
     exact = -gradient(expected_reward(bound(s, 0.8), free, R), s)[0]
 
-    repeated = s.detach().expand(N, -1).clone().requires_grad_()  # each sample gets a row, and so a gradient, of its own
+    # Each sample gets a row, and so a gradient, of its own.
+    repeated = s.detach().expand(N, -1).clone().requires_grad_()
     u = force_on(sample(bound(repeated, 0.8), rng(seed)), free)
     rewards = reward(u, torch.stack([correct[key(row)][0] for row in u]), 1)
     critic = self_critical(s, free, R)(None) if baseline == "self-critical" else 0.0
-    each = N * gradient(policy_loss(bound(repeated, 0.8), u, rewards - critic, free), repeated)  # [N, K]
+    loss = policy_loss(bound(repeated, 0.8), u, rewards - critic, free)
+    each = N * gradient(loss, repeated)  # [N, K]
     assert ((each.mean(0) - exact).abs() <= 4.5 * each.std(0) / N**0.5).all()
     assert (each.std(0)[free] > 0).all()
 
 
-# ---------------------------------------------------------------------------------------------------------- edges
+# --------------------------------------------------------------------------------- the proof: edges
 @given(problems())
 def test_with_no_block_free_there_is_no_gradient(p):
     nothing = torch.zeros(p.K, dtype=torch.bool)
@@ -246,7 +563,8 @@ def test_with_no_block_free_there_is_no_gradient(p):
 @given(problems())
 def test_equal_rewards_give_no_gradient(p):
     R = dict.fromkeys(p.R, torch.full((p.B,), 7.0, dtype=torch.float64))
-    assert_same(gradient(expected_loss(p.s_bounded, p.free, R, zero), p.s), torch.zeros_like(p.s), 1e-10)
+    loss = expected_loss(p.s_bounded, p.free, R, zero)
+    assert_same(gradient(loss, p.s), torch.zeros_like(p.s), 1e-10)
 
 
 @given(problems())

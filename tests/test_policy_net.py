@@ -1,4 +1,4 @@
-"""The policy network, and the pure functions of s and u: bound, greedy, sample, policy_loss, entropy, static_policy."""
+"""The policy network, and the pure functions of s and u: bound, greedy, sample, force_on."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 from helpers import (
     Reference,
     alphas,
+    assert_equal,
     assert_same,
     few,
     gradients,
@@ -22,21 +23,13 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockdrop_min import PolicyNet, bound, entropy, greedy, policy_loss, policy_net, sample, static_policy
+from blockdrop_min import PolicyNet, bound, force_on, greedy, policy_net, sample
 from blockdrop_min.masked_resnet import BasicBlock
 
 s_anywhere = probabilities(inside=False)
 
 
-def advantages(count, seed):
-    return torch.randn(count, generator=rng(seed), dtype=torch.float64)
-
-
-def gradient(loss, s):
-    return torch.autograd.grad(loss, s, allow_unused=True, materialize_grads=True)[0]
-
-
-# ------------------------------------------------------------------------------------------------------- by hand
+# ------------------------------------------------------------------------------------------ by hand
 def test_bounding_by_hand():
     bounded = bound(torch.tensor([[0.0, 0.9, 1.0]]), alpha=0.8)
     assert_same(bounded, torch.tensor([[0.2, 0.74, 0.8]]), 1e-6)  # 0.8 x 0.9 + 0.2 x 0.1 = 0.74
@@ -46,88 +39,12 @@ def test_greedy_keeps_what_is_likely_and_a_tie():
     assert greedy(torch.tensor([[0.49999, 0.5, 0.50001, 0.0, 1.0]])).tolist() == [[0, 1, 1, 0, 1]]
 
 
-def test_greedy_at_another_threshold_keeps_a_tie_too():
-    assert greedy(torch.tensor([[0.2, 0.25, 0.5]]), threshold=0.25).tolist() == [[0, 1, 1]]
+def test_forcing_on_keeps_the_free_columns_and_writes_1_in_the_others():
+    u = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    assert force_on(u, torch.tensor([False, True, True])).tolist() == [[1, 1, 0], [1, 0, 0]]
 
 
-def test_the_policy_loss_of_two_images_and_three_blocks_by_hand():
-    s = torch.tensor([[0.5, 0.8, 0.2], [0.6, 0.5, 0.9]])
-    u = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
-    # -(2 (ln 0.5 + ln 0.8 + ln 0.8) - 1 (ln 0.4 + ln 0.5 + ln 0.9)) / 2 = -(2 ln 0.32 - ln 0.18) / 2
-    assert policy_loss(s, u, torch.tensor([2.0, -1.0])).item() == pytest.approx(-(2 * math.log(0.32) - math.log(0.18)) / 2)
-
-
-def test_the_policy_loss_counts_free_blocks_only():
-    s, u = torch.tensor([[0.5, 0.8, 0.2]]), torch.tensor([[1.0, 1.0, 0.0]])
-    loss = policy_loss(s, u, torch.tensor([3.0]), free=torch.tensor([False, True, False]))
-    assert loss.item() == pytest.approx(-3 * math.log(0.8))
-
-
-def test_a_better_than_expected_sample_becomes_more_likely():
-    s = torch.tensor([[0.5, 0.5]], requires_grad=True)
-    better, worse = (gradient(policy_loss(s, torch.tensor([[1.0, 0.0]]), torch.tensor([A])), s) for A in (1.0, -1.0))
-    assert better.sign().tolist() == [[-1, 1]]  # descent raises s of the kept block and lowers that of the dropped one
-    assert worse.sign().tolist() == [[1, -1]]
-
-
-def test_the_entropy_of_a_coin_is_ln_2_and_adds_up_over_blocks():
-    assert entropy(torch.full((2, 3), 0.5)).item() == pytest.approx(3 * math.log(2))
-
-
-def test_the_entropy_by_hand():
-    s = torch.tensor([[0.2, 1.0], [0.5, 0.5]])
-    first = -0.2 * math.log(0.2) - 0.8 * math.log(0.8)
-    assert entropy(s).item() == pytest.approx((first + 2 * math.log(2)) / 2)
-
-
-@pytest.mark.parametrize(
-    ("kind", "keep", "expected"),
-    [
-        ("first", 4, [1, 1, 1, 1, 0, 0, 0, 0, 0]),
-        ("distribute", 3, [1, 0, 0, 1, 0, 0, 1, 0, 0]),
-        ("distribute", 5, [1, 1, 0, 1, 1, 0, 1, 0, 0]),
-    ],
-)
-def test_a_static_policy_by_hand(kind, keep, expected):
-    assert static_policy(kind, keep, (3, 3, 3)).tolist() == expected
-
-
-# ----------------------------------------------------------------------------------------------------- two roads
-@given(probabilities(), st.data(), seeds)
-def test_the_policy_loss_is_that_of_a_plain_loop(s, data, seed):
-    (B, K), free = s.shape, data.draw(masks(s.shape[1]))
-    u, A = policies(B, K, seed), advantages(B, seed)
-    total = 0.0
-    for i in range(B):
-        log_pi = 0.0
-        for k in range(K):
-            if free[k]:
-                log_pi += math.log(s[i, k]) if u[i, k] == 1 else math.log(1 - s[i, k])
-        total -= A[i].item() * log_pi
-    assert policy_loss(s, u, A, free).item() == pytest.approx(total / B, rel=1e-10, abs=1e-10)
-
-
-@given(probabilities(), seeds)
-def test_the_policy_loss_is_the_log_probability_of_torchs_bernoulli(s, seed):
-    u, A = policies(*s.shape, seed), advantages(len(s), seed)
-    log_pi = torch.distributions.Bernoulli(probs=s).log_prob(u).sum(1)  # [B]
-    assert_same(policy_loss(s, u, A), -(A * log_pi).mean())
-
-
-@given(probabilities(), st.data())
-def test_the_entropy_is_that_of_a_plain_loop(s, data):
-    free, total = data.draw(masks(s.shape[1])), 0.0
-    for row in s.tolist():
-        for p, is_free in zip(row, free.tolist(), strict=True):
-            total += (-p * math.log(p) - (1 - p) * math.log(1 - p)) if is_free else 0.0
-    assert entropy(s, free).item() == pytest.approx(total / len(s), rel=1e-10)
-
-
-@given(probabilities())
-def test_the_entropy_is_that_of_torchs_bernoulli(s):
-    assert_same(entropy(s), torch.distributions.Bernoulli(probs=s).entropy().sum(1).mean())
-
-
+# ---------------------------------------------------------------------------------------- two roads
 @given(s_anywhere, alphas)
 def test_bounding_is_that_of_a_plain_loop(s, alpha):
     expected = [[alpha * p + (1 - alpha) * (1 - p) for p in row] for row in s.tolist()]
@@ -140,7 +57,15 @@ def test_greedy_is_that_of_a_plain_loop(s):
     assert greedy(s).tolist() == [[1.0 if p >= 0.5 else 0.0 for p in row] for row in s.tolist()]
 
 
-# ---------------------------------------------------------------------------------------------------- laws: bound
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@few
+@given(s=s_anywhere, seed=seeds)
+def test_a_sample_is_that_of_torchs_bernoulli_on_a_cpu(dtype, s, seed):
+    s = s.to(dtype)
+    assert_equal(sample(s, rng(seed)), torch.bernoulli(s, generator=rng(seed)))
+
+
+# -------------------------------------------------------------------------------------- laws: bound
 @given(s_anywhere, alphas)
 def test_bounded_probabilities_lie_between_1_minus_alpha_and_alpha(s, alpha):
     bounded = bound(s, alpha)
@@ -158,13 +83,15 @@ def test_bounding_keeps_every_probability_on_its_side_of_a_half(s, alpha):
     assert_same((bound(s, alpha) - 0.5), (2 * alpha - 1) * (s - 0.5))
 
 
-# ----------------------------------------------------------------------------------------------------- laws: sample
+# ------------------------------------------------------------------------------------- laws: sample
 @given(s_anywhere, seeds)
 def test_a_sample_is_float_0_or_1_without_gradient_and_the_same_for_the_same_seed(s, seed):
     u = sample(s.requires_grad_(), rng(seed))
     assert ((u == 0) | (u == 1)).all()
-    assert (u.shape, u.dtype, u.requires_grad) == (s.shape, s.dtype, False)
-    assert torch.equal(u, sample(s, rng(seed)))
+    assert u.shape == s.shape
+    assert u.dtype == s.dtype
+    assert not u.requires_grad
+    assert_equal(u, sample(s, rng(seed)))
 
 
 def test_another_seed_gives_another_sample():
@@ -175,7 +102,7 @@ def test_another_seed_gives_another_sample():
 def test_sampling_from_a_generator_leaves_the_global_one_alone():
     before = torch.get_rng_state()
     sample(torch.full((3, 3), 0.5), rng(0))
-    assert torch.equal(before, torch.get_rng_state())
+    assert_equal(before, torch.get_rng_state())
 
 
 def test_without_a_generator_the_global_seed_counts():
@@ -183,160 +110,127 @@ def test_without_a_generator_the_global_seed_counts():
     for _ in range(2):
         torch.manual_seed(5)
         draws.append(sample(torch.full((5, 5), 0.5)))
-    assert torch.equal(*draws)
+    assert_equal(*draws)
 
 
 def test_each_block_is_kept_as_often_as_its_probability_says():
-    s, N = torch.tensor([0.0, 0.02, 0.2, 0.5, 0.8, 0.98, 1.0], dtype=torch.float64), 20_000
+    s = torch.tensor([0.0, 0.02, 0.2, 0.5, 0.8, 0.98, 1.0], dtype=torch.float64)
+    N = 20_000
     kept = sample(s.expand(N, -1), rng(0)).mean(0)
-    assert ((kept - s).abs() <= 4.5 * (s * (1 - s) / N).sqrt()).all()  # 4.5 binomial deviations: 1 in 100,000
+    error = 4.5 * (s * (1 - s) / N).sqrt()  # 4.5 binomial deviations: 1 in 100,000
+    assert ((kept - s).abs() <= error).all()
 
 
 def test_blocks_and_images_are_sampled_independently():
     N = 20_000
     u = sample(torch.full((N, 5), 0.5, dtype=torch.float64), rng(0)) - 0.5
-    blocks, neighbours = u.T @ u / N, u[1:].T @ u[:-1] / N  # [K, K] covariances; 1/4 for a block with itself
+    blocks = u.T @ u / N  # [K, K] covariances; 1/4 for a block with itself
+    neighbours = u[1:].T @ u[:-1] / N
     assert_same(blocks, torch.eye(5).double() / 4, 4.5 / 4 / N**0.5)
     assert_same(neighbours, torch.zeros(5, 5).double(), 4.5 / 4 / N**0.5)
 
 
-# ----------------------------------------------------------------------------------------------------- laws: losses
-@given(probabilities(), st.integers(2, 4), seeds)
-def test_both_losses_are_means_so_repeating_the_batch_changes_nothing(s, times, seed):
-    u, A = policies(*s.shape, seed), advantages(len(s), seed)
-    again = [t.repeat(times, *[1] * (t.dim() - 1)) for t in (s, u, A)]
-    assert_same(policy_loss(*again), policy_loss(s, u, A))
-    assert_same(entropy(again[0]), entropy(s))
+# ----------------------------------------------------------------------------------- laws: force_on
+@given(st.integers(1, 12).flatmap(masks), st.integers(0, 5), seeds)
+def test_forcing_on_touches_forced_columns_only(free, B, seed):
+    u = policies(B, len(free), seed)
+    before = u.clone()
+    forced = force_on(u, free)
+    assert_equal(u, before)
+    assert_equal(forced[:, free], u[:, free])
+    assert (forced[:, ~free] == 1).all()
 
 
-@given(probabilities(), seeds, st.floats(-100, 100))
-def test_the_policy_loss_is_linear_in_the_advantage(s, seed, factor):
-    u, A = policies(*s.shape, seed), advantages(len(s), seed)
-    assert_same(policy_loss(s, u, factor * A), factor * policy_loss(s, u, A), 1e-9)
-
-
-@given(probabilities(), seeds)
-def test_no_gradient_flows_through_the_advantage(s, seed):
-    s.requires_grad_()
-    u, A = policies(*s.shape, seed), advantages(len(s), seed).requires_grad_()
-    expected = gradient(policy_loss(s, u, A.detach()), s)
-    assert_same(gradient(policy_loss(s, u, A + s.sum(1) - s.sum(1).detach()), s), expected)
-    assert not gradient(policy_loss(s, u, A), A).any()
-
-
-@given(probabilities(), st.data(), seeds)
-def test_a_block_that_is_not_free_changes_neither_losses_nor_gradients(s, data, seed):
+@given(s_anywhere, alphas, st.data(), seeds)
+def test_a_forced_probability_is_sampled_as_1(s, alpha, data, seed):
     free = data.draw(masks(s.shape[1]))
-    u, A = policies(*s.shape, seed), advantages(len(s), seed)
-    for value in (0.0, 0.7, 1.0):
-        other = torch.where(free, s, torch.full_like(s, value)).requires_grad_()
-        for loss in (policy_loss(other, u, A, free), entropy(other, free)):
-            assert not gradient(loss, other)[:, ~free].any()
-        assert_same(policy_loss(other, u, A, free), policy_loss(s[:, free], u[:, free], A))
-        assert_same(entropy(other, free), entropy(s[:, free]))
+    u = sample(force_on(bound(s, alpha), free), rng(seed))
+    assert_equal(u, force_on(sample(bound(s, alpha), rng(seed)), free))
 
 
-@given(probabilities(), seeds)
-def test_no_mask_means_that_all_blocks_are_free(s, seed):
-    u, A, free = policies(*s.shape, seed), advantages(len(s), seed), torch.ones(s.shape[1], dtype=torch.bool)
-    assert_same(policy_loss(s, u, A), policy_loss(s, u, A, free))
-    assert_same(entropy(s), entropy(s, free))
-
-
-@given(s_anywhere)
-def test_the_entropy_lies_between_0_and_K_ln_2(s):
-    assert 0 <= entropy(s) <= s.shape[1] * math.log(2) + 1e-12
-
-
-@given(probabilities())
-def test_the_entropy_treats_keeping_and_dropping_alike(s):
-    assert_same(entropy(1 - s), entropy(s))
-
-
-@given(probabilities())
-def test_the_entropy_pulls_every_probability_towards_a_half(s):
-    s.requires_grad_()
-    assert_same(gradient(entropy(s), s), ((1 - s) / s).log().detach() / len(s))  # dH/dp = ln((1 - p) / p)
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+# -------------------------------------------------------------------------------------- the network
+@pytest.mark.parametrize("family", ["cifar", "imagenet"])
+@pytest.mark.parametrize("half_size", [False, True])
 @few
-@given(s=probabilities(), seed=seeds)
-def test_the_policy_loss_takes_policies_of_any_dtype(dtype, s, seed):
-    u, A = policies(*s.shape, seed), advantages(len(s), seed)
-    assert_same(policy_loss(s, u.to(dtype), A), policy_loss(s, u, A))
-
-
-# ---------------------------------------------------------------------------------------------- laws: static_policy
-segments = st.lists(st.integers(1, 20), min_size=1, max_size=5)
-kinds = st.sampled_from(["first", "random", "distribute"])
-
-
-@given(kinds, segments, st.data(), seeds)
-def test_a_static_policy_keeps_exactly_as_many_blocks_as_asked(kind, segments, data, seed):
-    keep = data.draw(st.integers(0, sum(segments)))
-    u = static_policy(kind, keep, segments, rng(seed))
-    assert u.shape == (sum(segments),)
-    assert u.dtype == torch.float32
-    assert sorted(u.tolist()) == [0.0] * (sum(segments) - keep) + [1.0] * keep
-
-
-@given(segments, st.data())
-def test_first_keeps_the_first_blocks(segments, data):
-    keep = data.draw(st.integers(0, sum(segments)))
-    assert static_policy("first", keep, segments)[:keep].all()
-
-
-@given(segments, st.data())
-def test_distribute_keeps_as_many_in_each_segment_unless_one_is_full(segments, data):
-    keep = data.draw(st.integers(0, sum(segments)))
-    kept = [int(part.sum()) for part in static_policy("distribute", keep, segments).split(segments)]
-    for count, size in zip(kept, segments, strict=True):
-        assert count == size or count >= max(kept) - 1
-
-
-@given(segments, st.data())
-def test_distribute_keeps_the_first_blocks_of_each_segment(segments, data):
-    u = static_policy("distribute", data.draw(st.integers(0, sum(segments))), segments)
-    assert all((part.diff() <= 0).all() for part in u.split(segments))
-
-
-@given(segments, seeds)
-def test_random_is_reproducible_from_its_generator(segments, seed):
-    draws = [static_policy("random", sum(segments) // 2, segments, rng(seed)) for _ in range(2)]
-    assert torch.equal(*draws)
-
-
-def test_random_keeps_every_block_equally_often():
-    g, N = rng(0), 3000
-    kept = torch.stack([static_policy("random", 2, (3, 2), g) for _ in range(N)]).mean(0)
-    assert ((kept - 0.4).abs() <= 4.5 * (0.4 * 0.6 / N) ** 0.5).all()
-
-
-# ----------------------------------------------------------------------------------------------------- the network
-@given(st.sampled_from(["cifar", "imagenet"]), st.integers(1, 6), st.booleans(), st.integers(0, 3), seeds)
-def test_the_policy_net_is_a_resnet_with_a_logit_a_block_and_a_sigmoid(family, K, half, B, seed):
-    net, x = small_policy_net(K, family, 2, half, seed), images(B, 16, 12, seed)
-    small = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)) if half else x
+@given(K=st.integers(1, 6), B=st.integers(0, 3), seed=seeds)
+def test_the_policy_net_is_a_resnet_with_a_logit_a_block_and_a_sigmoid(
+    family, half_size, K, B, seed
+):
+    net = small_policy_net(K, family, 2, half_size, seed)
+    x = images(B, 16, 12, seed)
+    looked_at = x
+    if half_size:
+        looked_at = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
     ref = Reference(net.features)
-    ref.weights.update({f"fc.{part}": net.logit.state_dict()[part] for part in ("weight", "bias")})
-    assert_same(net(x).double(), 1 / (1 + (-ref.plain(small)).exp()), 1e-6)
+    ref.weights["fc.weight"] = net.logit.weight
+    ref.weights["fc.bias"] = net.logit.bias
+    assert_same(net(x), 1 / (1 + (-ref.plain(looked_at)).exp()), 1e-6)
 
 
-@pytest.mark.parametrize(("family", "widths"), [("cifar", [16, 32, 64]), ("imagenet", [64, 128, 256, 512])])
+def test_each_block_has_a_probability_of_its_own():
+    net = small_policy_net(3)
+    x = images(2)
+    before = net(x)
+    net.logit.bias.data[1] += 5.0
+    after = net(x)
+    assert_equal(after[:, [0, 2]], before[:, [0, 2]])
+    assert (after[:, 1] > before[:, 1]).all()
+
+
+def test_half_the_image_in_is_the_whole_of_a_smaller_one():
+    halves = small_policy_net(3, half_size=True)
+    whole = small_policy_net(3, half_size=False)
+    small = images(2, 6, 4)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert_same(halves(large), whole(small))
+
+
+def test_the_classifier_is_a_linear_layer_on_the_features_and_has_no_part_in_the_policy():
+    with_classifier = small_policy_net(3, num_classes=4)
+    without = policy_net(3, width=3, half_size=False).double().eval()
+    without.load_state_dict(with_classifier.state_dict(), strict=False)
+    x = images(2)
+    layer = with_classifier.classifier
+    expected = without.embed(x) @ layer.weight.T + layer.bias
+    assert_same(with_classifier.classify(x), expected)
+    assert_equal(with_classifier(x), without(x))
+
+
+def test_a_policy_net_has_a_classifier_only_where_it_is_told_of_how_many_classes():
+    assert not hasattr(policy_net(3), "classifier")
+
+
+@pytest.mark.parametrize(
+    ("family", "widths"), [("cifar", [16, 32, 64]), ("imagenet", [64, 128, 256, 512])]
+)
 def test_it_has_one_basic_block_a_segment(family, widths):
     with torch.device("meta"):
         net = policy_net(15, family)
     assert [block.conv2.out_channels for block in net.features.blocks] == widths
     assert net.features.family == family
-    assert all(type(block) is BasicBlock for block in net.features.blocks)
-    assert (net.logit.in_features, net.logit.out_features, net.num_blocks) == (widths[-1], 15, 15)
+    assert {type(block) for block in net.features.blocks} == {BasicBlock}
+    assert net.logit.in_features == widths[-1]
+    assert net.logit.out_features == 15
+    assert net.num_blocks == 15
 
 
-@pytest.mark.parametrize(("family", "half"), [("cifar", False), ("imagenet", True)])
-def test_only_the_imagenet_policy_net_halves_the_image_unless_told_otherwise(family, half):
+@pytest.mark.parametrize(
+    ("family", "told", "expected"),
+    [
+        ("cifar", None, False),
+        ("cifar", True, True),
+        ("cifar", False, False),
+        ("imagenet", None, True),
+        ("imagenet", True, True),
+        ("imagenet", False, False),
+    ],
+)
+def test_only_the_imagenet_policy_net_halves_the_image_unless_told_otherwise(
+    family, told, expected
+):
     with torch.device("meta"):
-        assert [policy_net(3, family, half=given).half for given in (None, True, False)] == [half, True, False]
+        net = policy_net(3, family, half_size=told)
+    assert net.half_size == expected
 
 
 def test_its_probabilities_are_float32_under_autocast():
@@ -344,54 +238,10 @@ def test_its_probabilities_are_float32_under_autocast():
         assert small_policy_net(3).float()(images(1).float()).dtype == torch.float32
 
 
-# ---------------------------------------------------------------------------------------------------------- edges
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@given(s=s_anywhere, seed=seeds)
-def test_losses_and_gradients_are_finite_at_0_a_half_and_1(dtype, s, seed):
-    s = s.to(dtype).requires_grad_()
-    u, A = policies(*s.shape, seed), advantages(len(s), seed)
-    for loss in (policy_loss(s, u, A), entropy(s)):
-        assert loss.isfinite()
-        assert gradient(loss, s).isfinite().all()
-
-
-def test_a_tiny_probability_counts_as_what_it_is():
-    s, u, A = torch.tensor([[1e-30]]), torch.tensor([[1.0]]), torch.tensor([1.0])
-    assert policy_loss(s, u, A).item() == pytest.approx(30 * math.log(10))
-    assert entropy(s).item() == pytest.approx(1e-30 * 30 * math.log(10), rel=1e-5)
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("forced", [0.0, 1.0])
-def test_nan_and_inf_in_a_block_that_is_not_free_stay_out_of_the_losses_and_their_gradients(value, forced):
-    s, free = torch.tensor([[value, 0.25]], requires_grad=True), torch.tensor([False, True])
-    loss, bonus = policy_loss(s, torch.tensor([[forced, 1.0]]), torch.ones(1), free), entropy(s, free)
-    assert loss.item() == pytest.approx(math.log(4))
-    assert gradient(loss, s).tolist() == [[0, -4]]
-    assert bonus.item() == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
-    assert gradient(bonus, s).tolist() == [[0, pytest.approx(math.log(3))]]
-
-
-def test_a_mask_on_the_cpu_serves_losses_on_another_device():
-    s, free = torch.full((2, 3), 0.5, device="meta"), torch.tensor([False, True, True])
-    assert policy_loss(s, s, s[:, 0], free).is_meta
-    assert entropy(s, free).is_meta
-
-
-def test_a_certain_policy_has_no_entropy_and_its_own_sample_no_loss():
-    s = torch.tensor([[0.0, 1.0]])
-    assert entropy(s) == 0
-    assert policy_loss(s, s, torch.tensor([3.0])) == 0
-
-
-def test_sampling_from_what_is_not_a_number_is_refused():
-    with pytest.raises(FloatingPointError, match=r"^a keep-probability is not finite$"):
-        sample(torch.tensor([[0.5, torch.nan]]))
-
-
+# -------------------------------------------------------------------------------------------- edges
 @given(s_anywhere)
 def test_alpha_1_leaves_the_probabilities_as_they_are(s):
-    assert torch.equal(bound(s, 1), s)
+    assert_equal(bound(s, 1), s)
 
 
 @given(s_anywhere)
@@ -405,44 +255,36 @@ def test_alpha_outside_its_range_is_refused(alpha):
         bound(torch.full((1, 1), 0.5), alpha)
 
 
-@pytest.mark.parametrize("shape", [(4, 1), (1,), (3,), (1, 4), (4, 3), ()])
-def test_an_advantage_of_another_shape_is_refused_because_it_would_broadcast_unseen(shape):
-    with pytest.raises(ValueError, match=rf"advantage has shape \[{', '.join(map(str, shape))}\]; it must be \[4\]"):
-        policy_loss(torch.full((4, 3), 0.5), torch.ones(4, 3), torch.ones(shape))
+def test_what_is_not_a_number_is_sampled_as_0():
+    assert sample(torch.tensor([[torch.nan, 1.0]])).tolist() == [[0.0, 1.0]]
 
 
-@pytest.mark.parametrize("shape", [(4, 1), (3,), (1, 3), (4, 4), ()])
-def test_a_policy_of_another_shape_is_refused_because_it_would_broadcast_unseen(shape):
-    with pytest.raises(ValueError, match=r"u has shape .*; it must be \[4, 3\]"):
-        policy_loss(torch.full((4, 3), 0.5), torch.ones(shape), torch.ones(4))
+def test_a_mask_on_the_cpu_forces_policies_on_another_device():
+    assert force_on(torch.zeros(2, 3, device="meta"), torch.tensor([False, True, True])).is_meta
 
 
-@pytest.mark.parametrize("free", [torch.ones(3), torch.ones(4, 3) > 0, torch.ones(1) > 0, torch.ones(4) > 0])
-def test_a_mask_of_another_shape_or_dtype_is_refused(free):
-    s = torch.full((4, 3), 0.5)
-    for loss in (lambda: policy_loss(s, s.round(), torch.ones(4), free), lambda: entropy(s, free)):
-        with pytest.raises(ValueError, match=r"free is torch.* it must be bool \[3\]"):
-            loss()
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_forcing_on_covers_what_is_not_finite(value):
+    s = torch.tensor([[value, 0.25]])
+    assert force_on(s, torch.tensor([False, True])).tolist() == [[1.0, 0.25]]
 
 
-@pytest.mark.parametrize("shape", [(3,), (4, 3, 1), ()])
-def test_probabilities_of_another_shape_are_refused(shape):
-    s = torch.full(shape, 0.5)
-    for loss in (lambda: policy_loss(s, s, torch.ones(shape[:1])), lambda: entropy(s)):
-        with pytest.raises(ValueError, match=r"probabilities have shape .*; they must be \[B, K\]"):
-            loss()
+def test_no_mask_forces_nothing():
+    u = policies(2, 3)
+    assert_equal(force_on(u, None), u)
 
 
-@pytest.mark.parametrize("keep", [-1, 10])
-@pytest.mark.parametrize("kind", ["first", "random", "distribute"])
-def test_keeping_more_than_all_or_less_than_none_is_refused(kind, keep):
-    with pytest.raises(ValueError, match=f"keep is {keep}; it must lie between 0 and the number of blocks, 9"):
-        static_policy(kind, keep, (3, 3, 3))
+def test_forcing_on_refuses_a_policy_without_images():
+    with pytest.raises(ValueError, match=r"free is torch.bool \[3\]; it must be bool \[3\]"):
+        force_on(torch.ones(3), torch.tensor([False, True, True]))
 
 
-def test_an_unknown_kind_of_static_policy_is_refused():
-    with pytest.raises(ValueError, match='kind is \'last\'; it must be "first", "random" or "distribute"'):
-        static_policy("last", 1, (3,))
+@pytest.mark.parametrize(
+    "free", [torch.ones(3), torch.ones(4, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)]
+)
+def test_forcing_on_refuses_a_mask_of_another_shape_or_dtype(free):
+    with pytest.raises(ValueError, match=r"free is torch.* it must be bool \[3\]"):
+        force_on(torch.ones(2, 3), free)
 
 
 def test_an_unknown_family_is_refused():
@@ -456,11 +298,13 @@ def test_a_policy_net_may_have_one_block_and_one_channel():
 
 @pytest.mark.parametrize(("K", "width"), [(0, 4), (-1, 4), (3, -2), (3, 0)])
 def test_a_policy_net_without_blocks_or_channels_is_refused(K, width):
-    with pytest.raises(ValueError, match=f"num_blocks is {K} and width is {width}; both must be at least 1"):
+    expected = f"num_blocks is {K}, width is {width}; both must be at least 1"
+    with pytest.raises(ValueError, match=expected):
         policy_net(K, width=width)
 
 
 def test_policy_net_gives_a_policy_net_whose_every_weight_learns():
     net = small_policy_net(3, width=8)
     assert isinstance(net, PolicyNet)
-    assert all(g.any() for g in gradients(weighted_sum(net(images(2))).double(), net).values())
+    for name, found in gradients(weighted_sum(net(images(2))), net).items():
+        assert found.any(), name
