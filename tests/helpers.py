@@ -96,6 +96,18 @@ def pair(segments=(1, 1, 1), seed=0, fixed=None, num_classes=None):
     return model
 
 
+class Given(nn.Module):
+    """In the place of a policy network: these probabilities s [B, K], which are its parameter."""
+
+    def __init__(self, s):
+        super().__init__()
+        self.num_blocks = s.shape[1]
+        self.s = nn.Parameter(s)
+
+    def forward(self, x):
+        return self.s
+
+
 def images_met(net):
     """Counts how many images each block meets: a list that grows by a number a block that runs."""
     counts = []
@@ -265,6 +277,12 @@ def state(network):
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
+def assert_no_gradient(network):
+    """No gradient has reached the network."""
+    for name, p in network.named_parameters():
+        assert p.grad is None, name
+
+
 # -------------------------------------------------------------------------------------------- steps
 ALPHA = 0.8
 BETA = 0.1
@@ -278,7 +296,7 @@ def learning(model, resnet, policy):
     return model
 
 
-def drawn(model, x, free, seed=0):
+def drawn(model, x, free=None, seed=0):
     """What a step with this seed draws, on a copy of the model: (s_bounded, u, u_greedy)."""
     s = copy.deepcopy(model).policy(x)
     s_bounded = bound(s, ALPHA)

@@ -1,36 +1,77 @@
-"""The curriculum: blocks are freed from the last to the first, and what is not free is forced on and learns nothing."""
+"""The curriculum: blocks are freed from the last to the first, and the step.
+
+What is not free is forced on and learns nothing.
+"""
+
+import copy
 
 import pytest
 import torch
-from helpers import alphas, images, masks, policies, rng, seeds, small_policy_net
+import torch.nn.functional as F
+from helpers import (
+    ALPHA,
+    BETA,
+    GAMMA,
+    Given,
+    alphas,
+    assert_equal,
+    assert_no_gradient,
+    assert_same,
+    batch,
+    drawn,
+    few,
+    gradient,
+    images,
+    images_met,
+    learning,
+    pair,
+    rewarded,
+    rng,
+    seeds,
+    small_policy_net,
+    state,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockdrop_min import bound, entropy, force_on, free_blocks, policy_loss, sample
+from blockdrop_min import bound, entropy, force_on, free_blocks, policy_loss, reward, sample
+from blockdrop_min.curriculum import curriculum_step, warm_start_step
 
 sizes = st.integers(1, 60)
+ALL = torch.tensor([True, True, True])
+# The masks of three blocks that a curriculum has; none is free in the first.
+MASKS = (~ALL, *(free_blocks(epoch, 3) for epoch in range(3)))
+each_mask = pytest.mark.parametrize("free", MASKS, ids=["none", "last", "last two", "all"])
 
 
-# ------------------------------------------------------------------------------------------------------- by hand
-@pytest.mark.parametrize(("epoch", "expected"), [(0, [0, 0, 0, 1]), (1, [0, 0, 1, 1]), (3, [1, 1, 1, 1]), (9, [1, 1, 1, 1])])
+def ready(seed=0):
+    """A small BlockDrop of three blocks, ready for the curriculum and its warm start."""
+    return learning(pair(seed=seed, num_classes=5), resnet=False, policy=True)
+
+
+def step(model, x, y, free=ALL, seed=0, alpha=ALPHA, beta=BETA):
+    return curriculum_step(model, x, y, free, alpha, beta, GAMMA, rng(seed))
+
+
+# ----------------------------------------------------------------------------- free_blocks, by hand
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [(0, [0, 0, 0, 1]), (1, [0, 0, 1, 1]), (3, [1, 1, 1, 1]), (9, [1, 1, 1, 1])],
+)
 def test_one_more_block_is_free_in_each_epoch_the_last_one_first(epoch, expected):
     assert free_blocks(epoch, 4).int().tolist() == expected
 
 
-def test_a_curriculum_of_two_epochs_frees_half_of_the_blocks_at_a_time():
-    assert [free_blocks(epoch, 5, epochs=2).int().tolist() for epoch in (0, 1)] == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+@pytest.mark.parametrize(("epoch", "expected"), [(0, [0, 0, 1, 1, 1]), (1, [1, 1, 1, 1, 1])])
+def test_a_curriculum_of_two_epochs_frees_half_of_the_blocks_at_a_time(epoch, expected):
+    assert free_blocks(epoch, 5, epochs=2).int().tolist() == expected
 
 
 def test_a_long_curriculum_waits_between_blocks():
     assert [int(free_blocks(epoch, 2, epochs=5).sum()) for epoch in range(5)] == [1, 1, 2, 2, 2]
 
 
-def test_forcing_on_keeps_the_free_columns_and_writes_1_in_the_others():
-    u = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    assert force_on(u, torch.tensor([False, True, True])).tolist() == [[1, 1, 0], [1, 0, 0]]
-
-
-# ----------------------------------------------------------------------------------------------------- two roads
+# --------------------------------------------------------------------------- free_blocks, two roads
 @given(st.integers(0, 80), sizes)
 def test_without_a_length_the_last_t_plus_1_blocks_are_free(epoch, K):
     assert free_blocks(epoch, K).tolist() == [k >= K - (epoch + 1) for k in range(K)]
@@ -39,21 +80,22 @@ def test_without_a_length_the_last_t_plus_1_blocks_are_free(epoch, K):
 @given(sizes)
 def test_a_curriculum_of_K_epochs_is_the_papers(K):
     for epoch in range(K + 1):
-        assert torch.equal(free_blocks(epoch, K, epochs=K), free_blocks(epoch, K))
+        assert_equal(free_blocks(epoch, K, epochs=K), free_blocks(epoch, K))
 
 
-# ---------------------------------------------------------------------------------------------------------- laws
+# -------------------------------------------------------------------------------- free_blocks, laws
 @given(sizes, st.none() | st.integers(1, 80))
 def test_every_block_is_freed_once_in_order_and_stays_free(K, epochs):
-    free = torch.stack([free_blocks(epoch, K, epochs) for epoch in range(epochs or K)]).int()  # [epochs, K]
-    assert (free.diff(dim=0) >= 0).all()  # once free, always free
-    assert (free.diff(dim=1) >= 0).all()  # a block is free only if all later ones are
-    assert free[-1].all()
+    free = torch.stack([free_blocks(epoch, K, epochs) for epoch in range(epochs or K)]).int()
+    assert (free.diff(dim=0) >= 0).all(), "once free, always free"
+    assert (free.diff(dim=1) >= 0).all(), "a block is free only if all later ones are"
+    assert free[-1].all(), "in the end all are free"
 
 
 @given(sizes, st.integers(1, 80))
 def test_a_curriculum_with_a_length_is_spread_evenly(K, epochs):
-    freed = torch.tensor([0] + [int(free_blocks(epoch, K, epochs).sum()) for epoch in range(epochs)]).diff()
+    counts = [0] + [int(free_blocks(epoch, K, epochs).sum()) for epoch in range(epochs)]
+    freed = torch.tensor(counts).diff()
     assert freed.max() - freed.min() <= 1
     assert freed[0] >= 1
 
@@ -63,50 +105,239 @@ def test_after_its_end_all_blocks_are_free(K, epochs, later):
     assert free_blocks(epochs - 1 + later, K, epochs).all()
 
 
-@given(st.integers(1, 12).flatmap(masks), st.integers(0, 5), seeds)
-def test_forcing_on_touches_forced_columns_only(free, B, seed):
-    u = policies(B, len(free), seed)
-    before, forced = u.clone(), force_on(u, free)
-    assert torch.equal(u, before)
-    assert torch.equal(forced[:, free], u[:, free])
-    assert (forced[:, ~free] == 1).all()
-
-
 @given(st.integers(2, 6), st.data(), alphas, seeds)
 def test_at_no_epoch_does_any_loss_term_give_a_forced_blocks_logit_a_gradient(K, data, alpha, seed):
-    epoch = data.draw(st.integers(0, K - 1))
-    free, policy = free_blocks(epoch, K), small_policy_net(K, seed=seed)
+    free = free_blocks(data.draw(st.integers(0, K - 1)), K)
+    policy = small_policy_net(K, seed=seed)
     s_bounded = bound(policy(images(2, seed=seed)), alpha)
     u = force_on(sample(s_bounded, rng(seed)), free)
-    for term in (policy_loss(s_bounded, u, torch.tensor([1.0, -2.0]), free), entropy(s_bounded, free)):
-        row = torch.autograd.grad(term, policy.logit.weight, retain_graph=True)[0].any(1)  # [K]
-        assert not row[~free].any()
+    loss = policy_loss(s_bounded, u, torch.tensor([1.0, -2.0]), free)
+    assert not gradient(loss, policy.logit.weight)[~free].any()
+    assert not gradient(entropy(s_bounded, free), policy.logit.weight)[~free].any()
 
 
-# ---------------------------------------------------------------------------------------------------------- edges
+# ------------------------------------------------------------------------------- free_blocks, edges
 @given(sizes, st.integers(1, 80))
 def test_the_mask_is_bool_and_as_long_as_there_are_blocks(K, epochs):
     free = free_blocks(0, K, epochs)
-    assert (free.dtype, free.shape) == (torch.bool, (K,))
+    assert free.dtype == torch.bool
+    assert free.shape == (K,)
 
 
 @pytest.mark.parametrize("arguments", [(-1, 4), (0, 0), (0, 4, 0), (0, -3), (2, 4, -1)])
 def test_an_impossible_epoch_or_size_is_refused(arguments):
     epoch, K = arguments[:2]
-    with pytest.raises(ValueError, match=f"epoch {epoch}, num_blocks {K}, epochs .*; they must be at least 0, 1 and 1"):
+    expected = f"epoch {epoch}, num_blocks {K}, epochs .*; they must be at least 0, 1 and 1"
+    with pytest.raises(ValueError, match=expected):
         free_blocks(*arguments)
 
 
-def test_a_mask_on_the_cpu_forces_policies_on_another_device():
-    assert force_on(torch.zeros(2, 3, device="meta"), torch.tensor([False, True, True])).is_meta
+# ----------------------------------------------------------------------------------- the warm start
+def test_a_warm_start_step_is_cross_entropy_of_a_classifier_on_the_policys_features():
+    model = ready()
+    x, y = batch()
+    policy = copy.deepcopy(model.policy)
+    expected = F.cross_entropy(policy.classifier(policy.embed(x)), y)
+    assert_same(warm_start_step(model, x, y)[0], expected, 1e-6)
 
 
-def test_forcing_on_refuses_a_policy_without_images():
-    with pytest.raises(ValueError, match=r"free is torch.bool \[3\]; it must be bool \[3\]"):
-        force_on(torch.ones(3), torch.tensor([False, True, True]))
+def test_a_warm_start_step_says_which_predictions_are_right():
+    model = ready()
+    x, _ = batch()
+    y = copy.deepcopy(model.policy).classify(x).argmax(1)
+    y[1::2] = (y[1::2] + 1) % 5
+    assert warm_start_step(model, x, y)[1]["correct"].tolist() == [True, False] * 3
 
 
-@pytest.mark.parametrize("free", [torch.ones(3), torch.ones(4, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)])
-def test_forcing_on_refuses_a_mask_of_another_shape_or_dtype(free):
-    with pytest.raises(ValueError, match=r"free is torch.* it must be bool \[3\]"):
-        force_on(torch.ones(2, 3), free)
+def test_a_warm_start_reaches_features_and_classifier_but_not_the_policys_logits():
+    model = ready()
+    x, y = batch()
+    warm_start_step(model, x, y)[0].backward()
+    for name, p in model.policy.named_parameters():
+        assert (p.grad is None) == name.startswith("logit"), name
+
+
+# -------------------------------------------------------------------------------- the step, by hand
+@each_mask
+def test_rewards_and_advantages_equal_a_loop_over_images(free):
+    model = ready()
+    x, _ = batch(60)
+    _, u, u_greedy = drawn(model, x, free)
+    # Each policy is right for a third of the images, at least.
+    several = (u, u_greedy, torch.ones(60, 3))
+    classes = torch.stack([model.resnet(x, policies).argmax(1) for policies in several])
+    y = classes[torch.arange(60) % 3, torch.arange(60)]
+    _, seen = step(model, x, y, free)
+    for i in range(60):
+        correct = bool(model.resnet(x[i : i + 1], u[i]).argmax() == y[i])
+        correct_greedy = bool(model.resnet(x[i : i + 1], u_greedy[i]).argmax() == y[i])
+        R = rewarded(u[i], correct)
+        A = R - rewarded(u_greedy[i], correct_greedy)
+        assert bool(seen["correct"][i]) == correct, f"image {i}"
+        assert seen["R"][i].item() == pytest.approx(R, abs=1e-6), f"image {i}"
+        assert seen["A"][i].item() == pytest.approx(A, abs=1e-6), f"image {i}"
+
+
+def test_in_that_loop_the_policies_predict_differently():
+    model = ready()
+    x, _ = batch(60)
+    _, u, u_greedy = drawn(model, x, ALL)
+    sampled = model.resnet(x, u).argmax(1)
+    greedy = model.resnet(x, u_greedy).argmax(1)
+    full = model.resnet(x).argmax(1)
+    assert (sampled != greedy).any()
+    assert (sampled != full).any()
+    assert (greedy != full).any()
+
+
+# ------------------------------------------------------------------------------ the step, two roads
+@each_mask
+@few
+@given(seed=seeds)
+def test_the_curriculum_loss_is_the_policy_loss_less_the_entropy_bonus(free, seed):
+    model = ready(seed % 100)
+    x, y = batch(seed=seed)
+    s_bounded, u, _ = drawn(model, x, free, seed)
+    loss, seen = step(model, x, y, free, seed)
+    expected = policy_loss(s_bounded, u, seen["A"], free) - BETA * entropy(s_bounded, free)
+    assert_same(loss, expected, 1e-5)
+
+
+# ----------------------------------------------------------------- the step, laws: what it computes
+@each_mask
+def test_a_curriculum_step_runs_forced_blocks_once_and_free_ones_as_two_policies_keep_them(free):
+    model = ready()
+    x, y = batch()
+    _, u, u_greedy = drawn(model, x, free)
+    expected = [6 if not free[k] else int(u[:, k].sum() + u_greedy[:, k].sum()) for k in range(3)]
+    counts = images_met(model.resnet)
+    step(model, x, y, free)
+    assert counts == [count for count in expected if count]
+
+
+def test_the_policy_network_of_the_curriculum_looks_once_at_each_image():
+    model = ready()
+    x, y = batch()
+    once = copy.deepcopy(model.policy)
+    once(x)
+    step(model, x, y)
+    assert_equal(state(model.policy), state(once))
+
+
+@few
+@given(seeds)
+def test_an_image_whose_sample_is_its_greedy_policy_has_advantage_0(seed):
+    model = ready(seed % 100)
+    x, y = batch(20, seed=seed)
+    _, u, u_greedy = drawn(model, x, seed=seed)
+    same = (u == u_greedy).all(1)
+    _, seen = step(model, x, y, seed=seed)
+    assert not seen["A"][same].any()
+
+
+def test_a_wrong_sample_is_never_better_than_the_greedy_policy_and_sometimes_worse():
+    model = ready()
+    x, y = batch(60)
+    _, seen = step(model, x, y)
+    advantages = seen["A"][~seen["correct"]]
+    assert (advantages <= 0).all()
+    assert (advantages < 0).any()
+
+
+@each_mask
+def test_forced_blocks_are_kept_by_the_sample_and_by_the_baseline(free):
+    # A policy that would drop every block: both passes keep the forced ones, and drop the others.
+    model = ready()
+    model.policy = Given(torch.zeros(20, 3))
+    x, y = batch(20)
+    _, seen = step(model, x, y, free, alpha=1.0)
+    best = 1 - (float((~free).sum()) / 3) ** 2
+    assert seen["A"].tolist() == [0] * 20
+    torch.testing.assert_close(seen["R"], torch.where(seen["correct"], best, -GAMMA))
+
+
+@given(alphas)
+def test_a_tie_is_kept_by_the_baseline_whatever_alpha(alpha):
+    model = ready()
+    model.policy = Given(torch.full((20, 3), 0.5))
+    x, y = batch(20)
+    _, seen = step(model, x, y, alpha=alpha)
+    u_greedy = torch.ones(20, 3)
+    R_greedy = reward(u_greedy, model.resnet(x).argmax(1) == y, GAMMA)
+    assert_same(seen["A"], seen["R"] - R_greedy, 1e-6)
+
+
+# ---------------------------------------------------------------------- the step, laws: what learns
+@pytest.mark.parametrize("step_of", [step, warm_start_step], ids=["policy", "warm"])
+def test_a_curriculum_step_leaves_the_resnet_bitwise_as_it_was(step_of):
+    model = ready()
+    x, y = batch()
+    before = state(model.resnet)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    step_of(model, x, y)[0].backward()
+    optimizer.step()
+    assert_equal(state(model.resnet), before)
+    assert_no_gradient(model.resnet)
+
+
+@each_mask
+@few
+@given(seed=seeds)
+def test_no_loss_term_gives_a_forced_blocks_logit_a_gradient(free, seed):
+    model = ready(seed % 100)
+    x, y = batch(seed=seed)
+    loss, _ = step(model, x, y, free, seed)
+    assert not gradient(loss, model.policy.logit.weight)[~free].any()
+    assert not gradient(loss, model.policy.logit.bias)[~free].any()
+
+
+def test_a_free_blocks_logit_has_a_gradient():
+    model = ready()
+    x, y = batch(20)
+    assert gradient(step(model, x, y)[0], model.policy.logit.bias).count_nonzero() == 3
+
+
+def test_at_alpha_near_a_half_no_logit_has_a_gradient_from_the_policy_loss():
+    model = ready()
+    x, y = batch(20)
+    loss, seen = step(model, x, y, alpha=0.5 + 1e-9, beta=0.0)
+    assert seen["A"].any()
+    assert gradient(loss, model.policy.logit.bias).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_inf_in_a_forced_column_stay_out_of_the_loss_and_its_gradient(value):
+    s = torch.rand(6, 3, generator=rng(0))
+    model = ready()
+    x, y = batch()
+    model.policy = Given(s)
+    expected, _ = step(model, x, y, MASKS[1])
+    poisoned = torch.cat([torch.full((6, 2), value), s[:, 2:]], 1)
+    model.policy = Given(poisoned)
+    loss, _ = step(model, x, y, MASKS[1])
+    assert_equal(loss, expected)
+    found = gradient(loss, model.policy.s)
+    assert not found[:, :2].any()
+    assert found[:, 2].isfinite().all()
+
+
+def test_rewards_and_advantages_of_the_curriculum_carry_no_gradient():
+    model = ready()
+    x, y = batch()
+    for name, value in step(model, x, y)[1].items():
+        assert not value.requires_grad, name
+
+
+# ---------------------------------------------------------------------------------- the step, edges
+def test_a_curriculum_step_is_a_function_of_its_generator():
+    model = ready()
+    x, y = batch(20)
+    one, same, other = (step(copy.deepcopy(model), x, y, seed=seed)[0] for seed in (0, 0, 1))
+    assert_equal(same, one)
+    assert other.item() != one.item()
+
+
+def test_an_image_alone_makes_a_curriculum_step():
+    loss, seen = step(ready(), *batch(1))
+    assert loss.isfinite()
+    assert {name: len(value) for name, value in seen.items()} == {"correct": 1, "R": 1, "A": 1}

@@ -1,12 +1,32 @@
-"""The reward: 1 - (|u|_0 / K)^2 for a right prediction, -gamma for a wrong one."""
+"""The reward: 1 - (|u|_0 / K)^2 for a right prediction, -gamma for a wrong one.
+
+And what is right: `correct_under`.
+"""
+
+import re
 
 import pytest
 import torch
-from helpers import alphas, assert_same, every_policy, policies, probabilities, rng, seeds
+from helpers import (
+    alphas,
+    assert_equal,
+    assert_no_gradient,
+    assert_same,
+    batch,
+    every_policy,
+    images_met,
+    pair,
+    policies,
+    probabilities,
+    rng,
+    seeds,
+    state,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blockdrop_min import bound, greedy, reward, sample
+from blockdrop_min.rewards import correct_under
 
 gammas = st.floats(0, 1e6)
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 20))  # B, K
@@ -15,10 +35,11 @@ sizes = st.tuples(st.integers(1, 5), st.integers(1, 20))  # B, K
 def drawn(size, seed):
     """Random policies [B, K] and random outcomes [B]."""
     B, K = size
-    return policies(B, K, seed), torch.rand(B, generator=rng(seed + 1)) < 0.5
+    correct = torch.rand(B, generator=rng(seed + 1)) < 0.5
+    return policies(B, K, seed), correct
 
 
-# ------------------------------------------------------------------------------------------------------- by hand
+# ------------------------------------------------------------------------------------------ by hand
 def test_two_images_by_hand():
     u = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
     R = reward(u, torch.tensor([True, False]), gamma=5)
@@ -26,10 +47,11 @@ def test_two_images_by_hand():
 
 
 def test_right_with_no_block_earns_1_and_with_all_blocks_0():
-    assert reward(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([True, True]), 1).tolist() == [1.0, 0.0]
+    u = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert reward(u, torch.tensor([True, True]), 1).tolist() == [1.0, 0.0]
 
 
-# ----------------------------------------------------------------------------------------------------- two roads
+# ---------------------------------------------------------------------------------------- two roads
 @given(sizes, gammas, seeds)
 def test_the_reward_is_that_of_a_plain_loop(size, gamma, seed):
     u, correct = drawn(size, seed)
@@ -40,7 +62,7 @@ def test_the_reward_is_that_of_a_plain_loop(size, gamma, seed):
     assert_same(reward(u, correct, gamma), torch.tensor(expected, dtype=torch.float64))
 
 
-# ---------------------------------------------------------------------------------------------------------- laws
+# --------------------------------------------------------------------------------------------- laws
 @given(sizes, gammas, seeds)
 def test_a_reward_lies_between_0_and_1_or_is_minus_gamma(size, gamma, seed):
     u, correct = drawn(size, seed)
@@ -75,7 +97,7 @@ def test_a_wrong_prediction_earns_the_same_whatever_was_kept(size, gamma, seed):
 def test_an_image_is_rewarded_for_itself_alone(size, seed):
     u, correct = drawn(size, seed)
     alone = [reward(u[i : i + 1], correct[i : i + 1], 2.0) for i in range(len(u))]
-    assert torch.equal(reward(u, correct, 2.0), torch.cat(alone))
+    assert_equal(reward(u, correct, 2.0), torch.cat(alone))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
@@ -89,11 +111,63 @@ def test_a_policy_may_have_any_dtype(dtype, size, seed):
 def test_the_rewards_of_the_sampled_and_of_the_greedy_policy_have_no_gradient(s, alpha, seed):
     s.requires_grad_()
     correct = torch.ones(len(s), dtype=torch.bool)
-    for u in (sample(bound(s, alpha), rng(seed)), greedy(s)):
-        assert not reward(u, correct, 1).requires_grad
+    assert not reward(sample(bound(s, alpha), rng(seed)), correct, 1).requires_grad
+    assert not reward(greedy(s), correct, 1).requires_grad
 
 
-# ---------------------------------------------------------------------------------------------------------- edges
+# ------------------------------------------------------------------------------ laws: correct_under
+def test_what_is_right_under_a_policy_equals_one_image_at_a_time():
+    net = pair().resnet
+    x, y = batch(30)
+    u = policies(30, 3)
+    (correct,) = correct_under(net, x, y, u)
+    for i in range(30):
+        assert bool(correct[i]) == bool(net(x[i : i + 1], u[i]).argmax() == y[i]), f"image {i}"
+
+
+@given(seeds, st.integers(1, 7), st.integers(1, 3), st.integers(0, 5))
+def test_what_is_right_under_several_policies_is_what_is_right_under_each(seed, B, n, shared):
+    net = pair((2, 1, 2), seed=seed % 5).double().resnet
+    x, y = batch(B, seed=seed)
+    x = x.double()
+    alike = policies(B, shared, seed)
+    several = [torch.cat([alike, policies(B, 5 - shared, seed + i)], 1) for i in range(n)]
+    for u, found in zip(several, correct_under(net, x, y, *several, shared=shared), strict=True):
+        assert_equal(found, net(x, u).argmax(1) == y)
+
+
+def test_what_policies_share_runs_once():
+    net = pair((2, 1, 2)).resnet
+    x, y = batch(4)
+    u = torch.ones(4, 5)
+    v = torch.ones(4, 5)
+    v[0, 3] = 0
+    counts = images_met(net)
+    correct_under(net, x, y, u, v, shared=3)
+    assert counts == [4, 4, 4, 7, 8]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_what_is_right_leaves_the_mode_as_it_was(training):
+    net = pair().resnet.train(training)
+    x, y = batch()
+    correct_under(net, x, y, torch.ones(6, 3))
+    assert {module.training for module in net.modules()} == {training}
+
+
+def test_looking_what_is_right_leaves_no_trace():
+    net = pair().resnet.train()
+    x, y = batch()
+    before = state(net)
+    x_before = x.clone()
+    (correct,) = correct_under(net, x.requires_grad_(), y, policies(6, 3))
+    assert not correct.requires_grad
+    assert_equal(state(net), before)
+    assert_no_gradient(net)
+    assert_equal(x.detach(), x_before)
+
+
+# -------------------------------------------------------------------------------------------- edges
 def test_gamma_0_makes_a_wrong_prediction_as_good_as_keeping_everything():
     u = torch.ones(2, 3)
     assert reward(u, torch.tensor([True, False]), 0).tolist() == [0.0, 0.0]
@@ -110,19 +184,20 @@ def test_no_images_earn_no_rewards():
 
 @pytest.mark.parametrize("gamma", [-1, -1e-9, float("nan"), float("inf")])
 def test_a_negative_or_infinite_penalty_is_refused(gamma):
-    with pytest.raises(ValueError, match=f"gamma is {gamma}; it must be at least 0"):
+    with pytest.raises(ValueError, match=f"gamma is {gamma}; it must be finite and at least 0"):
         reward(torch.ones(1, 2), torch.tensor([True]), gamma)
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (1,), (3,), (4, 3), ()])
 def test_outcomes_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"they must be \[B, K\], bool \[B\]"):
+    with pytest.raises(ValueError, match=r"they must be \[B, K\] and bool \[B\]"):
         reward(torch.ones(4, 3), torch.ones(shape, dtype=torch.bool), 1)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3, 1)])
 def test_policies_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=rf"u is \[{', '.join(map(str, shape))}\] and correct torch.bool \[4\]"):
+    expected = rf"u is {re.escape(str(list(shape)))} and correct torch.bool \[4\]"
+    with pytest.raises(ValueError, match=expected):
         reward(torch.ones(shape), torch.ones(4, dtype=torch.bool), 1)
 
 

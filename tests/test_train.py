@@ -76,7 +76,7 @@ def at_step(monkeypatch, count, act):
     monkeypatch.setattr(Log, "step", counting)
 
 
-# -------------------------------------------------------------------------------------------------- a run, by hand
+# ----------------------------------------------------------------------------------- a run, by hand
 def test_a_run_ends_with_exit_code_0_and_no_word_on_stderr(finished):
     assert (finished[1].returncode, finished[1].stderr) == (0, "")
 
@@ -149,7 +149,7 @@ def test_plain_lines_between_the_rows_say_what_is_left(tmp_path, monkeypatch, ca
     assert lines == [f"pretrain 1/1: step {step}/3" for step in (1, 2, 3)]
 
 
-# ----------------------------------------------------------------------------------------------- laws of a run
+# ------------------------------------------------------------------------------------ laws of a run
 def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
     assert short_run(tmp_path) == 0
     assert differences(tmp_path, finished[0]) == [] and rows(tmp_path) == rows(finished[0])
@@ -276,7 +276,7 @@ def test_training_in_bfloat16_ends_with_finite_float32_weights(tmp_path):
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in load(tmp_path).parameters())
 
 
-# ------------------------------------------------------------------------------------------ stopping and going on
+# ---------------------------------------------------------------------------- stopping and going on
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_a_run_with_its_exit_code_and_says_how_to_go_on(tmp_path, monkeypatch, capsys, number, code):
     at_step(monkeypatch, 2, kill(number))
@@ -400,7 +400,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(tmp_path, capsys,
     assert len(said) == 1 and stage in said[0] and "another --out" in said[0] and "run again" not in said[0]
 
 
-# ------------------------------------------------------------------------------------------------------- evaluate
+# ----------------------------------------------------------------------------------------- evaluate
 @pytest.fixture(scope="session")
 def found(finished, tmp_path_factory):
     """What evaluate.py --json writes of the finished run."""
@@ -532,7 +532,7 @@ def test_a_checkpoint_file_is_evaluated_like_its_folder(run, tmp_path, found):
     assert json.loads((tmp_path / "found.json").read_text()) == found
 
 
-# ------------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize("flags", [["--preset=nosuch"], ["--alpha=0.5"], ["--depth=33"], ["--policy=first:0"], ["--nosuch=1"]])
 def test_a_bad_flag_makes_no_folder(capsys, tmp_path, flags):
     refused(capsys, tmp_path, train.main, [*flags, "--out", str(tmp_path / "new")])
