@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from blockdrop_min.lab import pictures
-from blockdrop_min.lab.bench import bench
 from blockdrop_min.lab.checkpoint import read, restore
 from blockdrop_min.lab.data import load_data
 from blockdrop_min.lab.evaluation import compare, rank_correlation, run_policy
-from blockdrop_min.lab.settings import Parser, Settings, choose_device
+from blockdrop_min.lab.process import choose_device
+from blockdrop_min.lab.settings import Parser, Settings
 
 MAY_DIFFER = ("seed", "resnet", "device", "workers", "data_dir", "epochs_per_checkpoint")  # between the runs of one table
 NAMES = {
@@ -48,9 +48,7 @@ def make_parser():
 
 def open_run(run, data_dir, device):
     """A run's settings, the stage it is in, its model and its data, on the device. ValueError if they do not fit together."""
-    state = read(run)
-    if "note" in state:
-        print(f"evaluate.py: {state['note']}", file=sys.stderr)
+    state, warning = read(run)
     model, settings = restore(state, run), Settings(**state["settings"])
     data = load_data(settings.data, data_dir or settings.data_dir, settings.image_size, settings.train_images,
                      settings.val_images, with_test=True)  # fmt: skip

@@ -3,6 +3,8 @@
 Blocks come under the policy's control from the last to the first. Read after pretraining.py.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -29,6 +31,11 @@ def free_blocks(epoch, num_blocks, epochs=None):
     return torch.arange(num_blocks) >= num_blocks - min(freed, num_blocks)
 
 
+def portion(fraction, count):
+    """A fraction of so many things, rounded up; 0.07 of 100 is 7, not 8 as in floating point."""
+    return math.ceil(round(fraction * count, 9))
+
+
 def warm_start_step(model, x, y):
     """Before the curriculum proper: the policy network learns to classify, so that it can see.
 
@@ -40,7 +47,7 @@ def warm_start_step(model, x, y):
     return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
 
 
-def curriculum_step(model, x, y, free, alpha, beta, gamma, generator):
+def curriculum_step(model, x, y, free, alpha, beta, gamma, generator, classify=0.0):
     """Policy gradient with a self-critical baseline. Only `model.policy` learns.
 
     x: [B, 3, H, W], prepared images.
@@ -49,9 +56,11 @@ def curriculum_step(model, x, y, free, alpha, beta, gamma, generator):
     alpha: bounding of the probabilities.
     beta: weight of the entropy bonus.
     gamma: penalty of a wrong prediction.
+    classify: weight of the warm start's loss, so that the features do not forget the classes.
     Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
     """
-    s = model.policy(x)  # [B, K]
+    features = model.policy.embed(x)
+    s = model.policy.keep_probabilities(features)  # [B, K]
     s_bounded = force_on(bound(s, alpha), free)  # a forced block: probability 1, log 0, entropy 0
     u = sample(s_bounded, generator)
     u_greedy = force_on(greedy(s), free)
@@ -63,4 +72,6 @@ def curriculum_step(model, x, y, free, alpha, beta, gamma, generator):
     A = R - R_greedy  # is it better than what the policy does by itself?
 
     loss = policy_loss(s_bounded, u, A) - beta * entropy(s_bounded)
+    if classify:
+        loss = loss + classify * F.cross_entropy(model.policy.classifier(features), y)
     return loss, {"correct": correct, "R": R, "A": A}

@@ -3,26 +3,13 @@
 Read after curriculum.py. All blocks are free.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 
+from .curriculum import portion
 from .policy_gradient import entropy, policy_loss
 from .policy_net import bound, greedy, sample
 from .rewards import correct_under, reward
-
-
-def settled(progress, settle_by):
-    """How far exploration has faded, from 0 (as in the curriculum) to 1 (the policy is settled).
-
-    alpha rises to 1 and beta falls to 0 with it. Why: with alpha 0.8 every fifth neighbour of a
-    block is noise, and a ResNet that trains under noise is not the one that is used in the end.
-
-    progress: the fraction of the stage that is done, in [0, 1].
-    settle_by: the fraction at which the policy is settled; 0: never, joint to the end (paper).
-    """
-    return min(1.0, progress / settle_by) if settle_by else 0.0
 
 
 def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0):
@@ -43,7 +30,7 @@ def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0)
     u_greedy = greedy(s)
 
     (correct_greedy,) = correct_under(model.resnet, x, y, u_greedy)
-    full = math.ceil(full_fraction * len(x))  # images that pass twice
+    full = portion(full_fraction, len(x))  # images that pass twice
     policies = torch.cat([u, torch.ones_like(u[:full])])
     logits = model.resnet(torch.cat([x, x[:full]]), policies, execute="sparse")
     correct = logits[: len(x)].argmax(1) == y

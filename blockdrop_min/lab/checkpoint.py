@@ -64,14 +64,11 @@ def read(path):
     path = Path(path)
     if path.is_dir():
         try:
-            return read(path / NAME)
+            return read(path / NAME)[0], None
         except ValueError as problem:
             if not (path / PREVIOUS).exists():
                 raise
-            return {
-                **read(path / PREVIOUS),
-                "note": f"{problem}; taking the one before, {PREVIOUS}",
-            }
+            return read(path / PREVIOUS)[0], f"{problem}; taking the one before, {PREVIOUS}"
     state = read_file(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of blockdrop_min (format {FORMAT!r})")
@@ -81,7 +78,7 @@ def read(path):
         raise ValueError(
             f"{path} is damaged or from another version of blockdrop_min: settings or classes are missing"
         )
-    return state
+    return state, None
 
 
 def build(settings, num_classes, mean, std):
@@ -92,7 +89,7 @@ def build(settings, num_classes, mean, std):
         net.num_blocks,
         settings.family,
         settings.policy_width,
-        settings.policy_half,
+        settings.policy_half_size,
         num_classes,
     )
     return BlockDrop(net, policy_net(*shape) if u is None else FixedPolicy(u), mean, std)
@@ -121,7 +118,7 @@ def load(path, device="cpu"):
     `logits, u = load("runs/demo")(images)`.    Raises ValueError if the file is missing, damaged or not a checkpoint, and
     warns if it is damaged and the one before it is taken.
     """
-    state = read(path)
-    if "note" in state:
-        warnings.warn(state["note"], stacklevel=2)
+    state, warning = read(path)
+    if warning:
+        warnings.warn(warning, stacklevel=2)
     return restore(state, path).to(device, memory_format=torch.channels_last)

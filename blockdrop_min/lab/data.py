@@ -60,14 +60,14 @@ class Split:
         images = self.images.to(device) if isinstance(self.images, torch.Tensor) else self.images
         return Split(images, self.labels.to(device), self.difficulty)
 
-    def batches(self, batch_size, order=None, workers=0, share=slice):
+    def batches(self, batch_size, order=None, workers=0, part=slice):
         """Yields (x uint8 [B, 3, H, W], y [B]) in this order of indices, the last batch short. None: as they lie.
 
-        share: gives, for the size of a batch, the slice of it that is wanted; as it is, all of it.
+        part: gives, for the size of a batch, the slice of it that is wanted; as it is, all of it.
         """
         order = torch.arange(len(self)) if order is None else order
         indices, device = (
-            [index[share(len(index))] for index in order.split(batch_size) if len(index)],
+            [index[part(len(index))] for index in order.split(batch_size) if len(index)],
             self.labels.device,
         )
         if isinstance(self.images, torch.Tensor):
@@ -96,6 +96,7 @@ class Data:
     std: tuple[float, ...]
     crop: int
     pad: int
+    summary: str = ''
 
     def to(self, device):
         """Moves what is in memory to the device."""

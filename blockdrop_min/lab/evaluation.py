@@ -46,7 +46,7 @@ def flops_under(model, u, image_size, looks=True):
 
 
 @torch.inference_mode()
-def run_policy(model, split, crop, u=None, free=None, threshold=None):
+def run_policy(model, split, crop, u=None, free=None, threshold=None, workers=0):
     """The model on all images of a split, under its greedy policy or under a given one. Sets eval mode.
 
     u: [K] or [N, K], 0/1; None for the model's own policy, in which blocks that are not `free` [K] are forced on and
