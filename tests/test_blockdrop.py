@@ -1,43 +1,49 @@
-"""BlockDrop, the pair of networks, and FixedPolicy, which stands in for a policy network."""
-
-from itertools import pairwise
+"""BlockDrop, the pair of networks; FixedPolicy, in the place of a policy network; static_policy."""
 
 import pytest
 import torch
-from helpers import assert_same, cases, images, policies, rng, seeds, small_policy_net, small_resnet
+from helpers import (
+    Given,
+    assert_equal,
+    assert_same,
+    cases,
+    images,
+    images_met,
+    policies,
+    rng,
+    seeds,
+    small_policy_net,
+    small_resnet,
+)
 from hypothesis import given
+from hypothesis import strategies as st
 
-from blockdrop_min import BlockDrop, FixedPolicy, greedy
+from blockdrop_min import BlockDrop, FixedPolicy, greedy, static_policy
+
+segments = st.lists(st.integers(1, 20), min_size=1, max_size=5)
+kinds = st.sampled_from(["first", "random", "distribute"])
 
 
 def pair(seed=0, **options):
     """A small random BlockDrop of three blocks: float64, eval mode."""
-    return (
-        BlockDrop(small_resnet(seed=seed), small_policy_net(3, seed=seed + 1), **options)
-        .double()
-        .eval()
-    )
+    policy = small_policy_net(3, seed=seed + 1)
+    return BlockDrop(small_resnet(seed=seed), policy, **options).double().eval()
 
 
-# ------------------------------------------------------------------------------------------ by hand
+# -------------------------------------------------------------------------------- the pair, by hand
 def test_uint8_images_are_scaled_to_1_and_normalised_by_channel():
-    model = BlockDrop(
-        small_resnet(), small_policy_net(3), mean=(0.0, 0.5, 0.2), std=(1.0, 0.5, 0.4)
-    )
+    model = pair(mean=(0.0, 0.5, 0.2), std=(1.0, 0.5, 0.4))
     x = model.prepare(torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1))
-    assert_same(
-        x.flatten(), torch.tensor([0.0, 1.0, 0.0]), 1e-6
-    )  # (1 - 0.5) / 0.5 and (51/255 - 0.2) / 0.4
+    # (1 - 0.5) / 0.5 and (51 / 255 - 0.2) / 0.4
+    assert x.flatten().tolist() == pytest.approx([0, 1, 0], abs=1e-6)
 
 
 def test_float_images_are_normalised_but_not_scaled():
-    model = BlockDrop(
-        small_resnet(), small_policy_net(3), mean=(1.0, 1.0, 1.0), std=(2.0, 2.0, 2.0)
-    )
+    model = pair(mean=(1.0, 1.0, 1.0), std=(2.0, 2.0, 2.0))
     assert model.prepare(torch.full((1, 3, 1, 1), 5.0)).flatten().tolist() == [2, 2, 2]
 
 
-# ---------------------------------------------------------------------------------------- two roads
+# ------------------------------------------------------------------------------ the pair, two roads
 @given(cases(families=("cifar",)))
 def test_the_logits_are_those_of_the_resnet_under_the_greedy_policy(case):
     policy = small_policy_net(case.K, seed=case.seed)
@@ -49,8 +55,9 @@ def test_the_logits_are_those_of_the_resnet_under_the_greedy_policy(case):
 def test_both_networks_see_the_normalised_images():
     model = pair(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).float()
     x = torch.randint(256, (4, 3, 9, 9), generator=rng(0), dtype=torch.uint8)
-    channels = zip(x.unbind(1), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), strict=True)
-    prepared = torch.stack([(channel / 255 - mean) / std for channel, mean, std in channels], 1)
+    mean = torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+    std = torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    prepared = (x / 255 - mean) / std
     logits, u = model(x)
     assert_equal(u, greedy(model.policy(prepared)))
     assert_same(logits, model.resnet(prepared, u), 1e-4)
@@ -67,15 +74,13 @@ def test_in_training_mode_blocks_run_masked():
 @pytest.mark.parametrize("training", [False, True])
 def test_a_block_meets_the_images_that_keep_it_in_use_and_all_images_in_training(training):
     model = pair().train(training)
-    met = []
-    for block in model.resnet.blocks:
-        block.conv1.register_forward_hook(lambda layer, inputs, output: met.append(len(output)))
+    counts = images_met(model.resnet)
     kept = model(images(6))[1].sum(0).tolist()
     assert set(kept) - {0, 6}
-    assert met == ([6] * 3 if training else [count for count in kept if count])
+    assert counts == ([6] * 3 if training else [count for count in kept if count])
 
 
-# --------------------------------------------------------------------------------------------- laws
+# ----------------------------------------------------------------------------------- the pair, laws
 def test_the_images_move_to_memory_format_channels_last():
     assert pair().prepare(images(2)).is_contiguous(memory_format=torch.channels_last)
 
@@ -83,24 +88,41 @@ def test_the_images_move_to_memory_format_channels_last():
 def test_images_of_another_memory_format_give_the_same():
     model = pair()
     x = images(4)
-    for ours, other in zip(
-        model(x), model(x.contiguous(memory_format=torch.channels_last)), strict=True
-    ):
-        assert_same(ours, other)
-
-
-def test_a_higher_threshold_keeps_fewer_blocks():
-    x = images(8)
-    kept = [pair(threshold=threshold)(x)[1] for threshold in (0.0, 0.3, 0.5, 0.7, 1.1)]
-    assert (kept[0] == 1).all()
-    assert all((higher <= lower).all() for lower, higher in pairwise(kept))
-    assert (kept[-1] == 0).all()
+    assert_same(model(x.contiguous(memory_format=torch.channels_last)), model(x))
 
 
 def test_normalisation_is_no_part_of_the_weights():
     assert {name.split(".")[0] for name in pair().state_dict()} == {"resnet", "policy"}
 
 
+def test_the_images_given_stay_as_they_are():
+    x = images(3)
+    before = x.clone()
+    pair()(x)
+    assert_equal(x, before)
+
+
+# ---------------------------------------------------------------------------------- the pair, edges
+def test_the_model_keeps_a_tie():
+    model = BlockDrop(small_resnet(), Given(torch.tensor([[0.5, 0.49, 0.51]]))).double().eval()
+    assert model(images(1))[1].tolist() == [[1, 0, 1]]
+
+
+def test_a_batch_without_images_gives_no_logits_and_no_policies():
+    logits, u = pair()(images(0))
+    assert logits.shape == (0, 5)
+    assert u.shape == (0, 3)
+
+
+@pytest.mark.parametrize("policy", [small_policy_net(4), FixedPolicy(torch.ones(4))])
+def test_networks_that_disagree_in_K_are_refused(policy):
+    with pytest.raises(
+        ValueError, match="the ResNet has 3 blocks but the policy network decides on 4"
+    ):
+        BlockDrop(small_resnet(), policy)
+
+
+# -------------------------------------------------------------------------------------- FixedPolicy
 @given(cases(families=("cifar",)), seeds)
 def test_a_fixed_policy_is_the_same_for_every_image(case, seed):
     u = policies(1, case.K, seed)[0]
@@ -116,15 +138,73 @@ def test_a_fixed_policy_has_nothing_to_learn_and_is_saved():
     assert fixed.num_blocks == 3
 
 
-# -------------------------------------------------------------------------------------------- edges
-def test_a_batch_without_images_gives_no_logits_and_no_policies():
-    logits, u = pair()(images(0))
-    assert (logits.shape, u.shape) == ((0, 5), (0, 3))
+# --------------------------------------------------------------------------- static_policy, by hand
+@pytest.mark.parametrize(
+    ("kind", "keep", "expected"),
+    [
+        ("first", 4, [1, 1, 1, 1, 0, 0, 0, 0, 0]),
+        ("distribute", 3, [1, 0, 0, 1, 0, 0, 1, 0, 0]),
+        ("distribute", 5, [1, 1, 0, 1, 1, 0, 1, 0, 0]),
+    ],
+)
+def test_a_static_policy_by_hand(kind, keep, expected):
+    assert static_policy(kind, keep, (3, 3, 3)).tolist() == expected
 
 
-@pytest.mark.parametrize("policy", [small_policy_net(4), FixedPolicy(torch.ones(4))])
-def test_networks_that_disagree_in_K_are_refused(policy):
-    with pytest.raises(
-        ValueError, match="the ResNet has 3 blocks but the policy network decides on 4"
-    ):
-        BlockDrop(small_resnet(), policy)
+# ------------------------------------------------------------------------------ static_policy, laws
+@given(kinds, segments, st.data(), seeds)
+def test_a_static_policy_keeps_exactly_as_many_blocks_as_asked(kind, segments, data, seed):
+    keep = data.draw(st.integers(0, sum(segments)))
+    u = static_policy(kind, keep, segments, rng(seed))
+    assert u.shape == (sum(segments),)
+    assert u.dtype == torch.float32
+    assert sorted(u.tolist()) == [0.0] * (sum(segments) - keep) + [1.0] * keep
+
+
+@given(segments, st.data())
+def test_first_keeps_the_first_blocks(segments, data):
+    keep = data.draw(st.integers(0, sum(segments)))
+    assert static_policy("first", keep, segments)[:keep].all()
+
+
+@given(segments, st.data())
+def test_distribute_keeps_as_many_in_each_segment_unless_one_is_full(segments, data):
+    keep = data.draw(st.integers(0, sum(segments)))
+    kept = [int(part.sum()) for part in static_policy("distribute", keep, segments).split(segments)]
+    for i, (count, size) in enumerate(zip(kept, segments, strict=True)):
+        assert count == size or count >= max(kept) - 1, f"segment {i}"
+
+
+@given(segments, st.data())
+def test_distribute_keeps_the_first_blocks_of_each_segment(segments, data):
+    u = static_policy("distribute", data.draw(st.integers(0, sum(segments))), segments)
+    for i, part in enumerate(u.split(segments)):
+        assert (part.diff() <= 0).all(), f"segment {i}"
+
+
+@given(segments, seeds)
+def test_random_is_reproducible_from_its_generator(segments, seed):
+    keep = sum(segments) // 2
+    u = static_policy("random", keep, segments, rng(seed))
+    assert_equal(static_policy("random", keep, segments, rng(seed)), u)
+
+
+def test_random_keeps_every_block_equally_often():
+    g = rng(0)
+    N = 3000
+    kept = torch.stack([static_policy("random", 2, (3, 2), g) for _ in range(N)]).mean(0)
+    assert ((kept - 0.4).abs() <= 4.5 * (0.4 * 0.6 / N) ** 0.5).all()
+
+
+# ----------------------------------------------------------------------------- static_policy, edges
+@pytest.mark.parametrize("keep", [-1, 10])
+@pytest.mark.parametrize("kind", ["first", "random", "distribute"])
+def test_keeping_more_than_all_or_less_than_none_is_refused(kind, keep):
+    with pytest.raises(ValueError, match=f"keep is {keep}; it must lie between 0 and K = 9"):
+        static_policy(kind, keep, (3, 3, 3))
+
+
+def test_an_unknown_kind_of_static_policy_is_refused():
+    expected = 'kind is \'last\'; it must be "first", "random" or "distribute"'
+    with pytest.raises(ValueError, match=expected):
+        static_policy("last", 1, (3,))

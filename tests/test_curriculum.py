@@ -35,7 +35,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockdrop_min import bound, entropy, force_on, free_blocks, policy_loss, reward, sample
-from blockdrop_min.curriculum import curriculum_step, warm_start_step
+from blockdrop_min.curriculum import curriculum_step, portion, warm_start_step
 
 sizes = st.integers(1, 60)
 ALL = torch.tensor([True, True, True])
@@ -49,8 +49,8 @@ def ready(seed=0):
     return learning(pair(seed=seed, num_classes=5), resnet=False, policy=True)
 
 
-def step(model, x, y, free=ALL, seed=0, alpha=ALPHA, beta=BETA):
-    return curriculum_step(model, x, y, free, alpha, beta, GAMMA, rng(seed))
+def step(model, x, y, free=ALL, seed=0, alpha=ALPHA, beta=BETA, classify=0.0):
+    return curriculum_step(model, x, y, free, alpha, beta, GAMMA, rng(seed), classify)
 
 
 # ----------------------------------------------------------------------------- free_blocks, by hand
@@ -132,6 +132,21 @@ def test_an_impossible_epoch_or_size_is_refused(arguments):
         free_blocks(*arguments)
 
 
+# ------------------------------------------------------------------------------------------ portion
+@pytest.mark.parametrize(
+    ("fraction", "count", "expected"),
+    [(0, 6, 0), (0.1, 6, 1), (0.5, 6, 3), (1, 6, 6), (0.07, 100, 7), (0.55, 20, 11)],
+)
+def test_a_portion_is_rounded_up_but_not_by_a_rounding_error(fraction, count, expected):
+    assert portion(fraction, count) == expected
+
+
+@given(st.integers(1, 1000), st.data())
+def test_the_portion_of_a_true_fraction_is_exact(count, data):
+    part = data.draw(st.integers(0, count))
+    assert portion(part / count, count) == part
+
+
 # ----------------------------------------------------------------------------------- the warm start
 def test_a_warm_start_step_is_cross_entropy_of_a_classifier_on_the_policys_features():
     model = ready()
@@ -201,6 +216,21 @@ def test_the_curriculum_loss_is_the_policy_loss_less_the_entropy_bonus(free, see
     loss, seen = step(model, x, y, free, seed)
     expected = policy_loss(s_bounded, u, seen["A"], free) - BETA * entropy(s_bounded, free)
     assert_same(loss, expected, 1e-5)
+
+
+def test_the_classifier_learns_on_with_the_weight_that_it_is_given():
+    model = ready()
+    x, y = batch()
+    cross_entropy = F.cross_entropy(copy.deepcopy(model.policy).classify(x), y)
+    without, _ = step(copy.deepcopy(model), x, y)
+    loss, _ = step(model, x, y, classify=0.3)
+    assert_same(loss, without + 0.3 * cross_entropy, 1e-5)
+
+
+def test_without_that_weight_the_classifier_gets_no_gradient():
+    model = ready()
+    step(model, *batch())[0].backward()
+    assert model.policy.classifier.weight.grad is None
 
 
 # ----------------------------------------------------------------- the step, laws: what it computes

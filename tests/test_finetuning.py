@@ -1,4 +1,4 @@
-"""Finetuning: how exploration fades, the joint step, and the step of the settled policy."""
+"""Finetuning: the joint step, and the step of the settled policy."""
 
 import copy
 
@@ -26,10 +26,9 @@ from helpers import (
     state,
 )
 from hypothesis import given
-from hypothesis import strategies as st
 
 from blockdrop_min import bound, entropy, greedy, policy_loss, reward
-from blockdrop_min.finetuning import finetune_step, settled, settled_step
+from blockdrop_min.finetuning import finetune_step, settled_step
 
 FIXED = [1.0, 0.0, 1.0]
 
@@ -41,23 +40,6 @@ def ready(seed=0, fixed=None):
 
 def step(model, x, y, seed=0, full_fraction=0.0, beta=BETA, gamma=GAMMA):
     return finetune_step(model, x, y, ALPHA, beta, gamma, rng(seed), full_fraction)
-
-
-# ---------------------------------------------------------------------------- how exploration fades
-@pytest.mark.parametrize(("progress", "expected"), [(0, 0), (0.4, 0.5), (0.8, 1), (1, 1)])
-def test_exploration_fades_linearly_until_the_policy_settles(progress, expected):
-    assert settled(progress, 0.8) == pytest.approx(expected)
-
-
-@given(st.floats(0, 1))
-def test_a_policy_that_never_settles_explores_to_the_end(progress):
-    assert settled(progress, 0) == 0
-
-
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1))
-def test_exploration_never_comes_back(one, other, settle_by):
-    early, late = sorted((one, other))
-    assert 0 <= settled(early, settle_by) <= settled(late, settle_by) <= 1
 
 
 # -------------------------------------------------------------------------- the joint step, by hand

@@ -46,6 +46,7 @@ from blockdrop_min import (
     reward,
     sample,
 )
+from blockdrop_min.policy_gradient import fading
 
 s_anywhere = probabilities(inside=False)
 
@@ -283,6 +284,23 @@ def test_probabilities_of_another_shape_are_refused(shape):
         policy_loss(s, s, torch.ones(shape[:1]))
     with pytest.raises(ValueError, match=r"probabilities have shape .*; they must be \[B, K\]"):
         entropy(s)
+
+
+# ---------------------------------------------------------------------------- how exploration fades
+@pytest.mark.parametrize(("progress", "expected"), [(0, 0), (0.4, 0.5), (0.8, 1), (1, 1)])
+def test_exploration_fades_linearly_until_its_end(progress, expected):
+    assert fading(progress, 0.8) == pytest.approx(expected)
+
+
+@given(st.floats(0, 1))
+def test_exploration_without_an_end_does_not_fade(progress):
+    assert fading(progress, 0) == 0
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1))
+def test_exploration_never_comes_back(one, other, until):
+    early, late = sorted((one, other))
+    assert 0 <= fading(early, until) <= fading(late, until) <= 1
 
 
 # ---------------------------------------------------- the proof: two roads to the expected gradient

@@ -30,6 +30,6 @@ def fold(module):
         if isinstance(child, nn.BatchNorm2d):
             convolution = getattr(module, before)
             setattr(module, before, fuse_conv_bn_eval(convolution, child))
-            setattr(module, name, nn.Identity())
+            setattr(module, name, nn.Identity().eval())
         fold(child)
         before = name
