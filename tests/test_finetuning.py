@@ -163,6 +163,12 @@ def test_every_blocks_logit_has_a_gradient_in_finetuning():
     assert gradient(step(model, x, y)[0], model.policy.logit.bias).count_nonzero() == 3
 
 
+def test_in_finetuning_the_resnet_learns():
+    model = ready()
+    step(model, *batch())[0].backward()
+    assert model.resnet.conv1.weight.grad.any()
+
+
 def test_rewards_and_advantages_of_finetuning_carry_no_gradient():
     model = ready()
     for name, value in step(model, *batch())[1].items():

@@ -26,7 +26,7 @@ def world(s, seed):
         total = 0
         for policy in itertools.product((0, 1), repeat=s.shape[1]):
             u = torch.tensor(policy, dtype=s.dtype).expand_as(s)
-            pi = torch.where(u == 1, s, 1 - s).prod(1)
+            pi = (s**u * (1 - s) ** (1 - u)).prod(1)
             total = total + pi * reward_of(u)
         return total
 

@@ -132,7 +132,7 @@ def test_all_numbers_are_integers(case):
 
 @pytest.mark.parametrize("side", [9, 10])
 def test_a_policy_nets_number_is_an_integer_when_it_halves_the_image(side):
-    assert type(policy_cost(small_policy_net(3, half=True), side)) is int
+    assert type(policy_cost(small_policy_net(3, half_size=True), side)) is int
 
 
 def test_policies_on_another_device_have_their_costs_there():
