@@ -10,7 +10,6 @@ import torch
 from helpers import (
     alphas,
     assert_equal,
-    assert_no_gradient,
     assert_same,
     batch,
     every_policy,
@@ -155,16 +154,23 @@ def test_looking_what_is_right_leaves_the_mode_as_it_was(training):
     assert {module.training for module in net.modules()} == {training}
 
 
-def test_looking_what_is_right_leaves_no_trace():
+def test_looking_what_is_right_leaves_images_and_statistics_as_they_are():
     net = pair().resnet.train()
     x, y = batch()
-    before = state(net)
     x_before = x.clone()
-    (correct,) = correct_under(net, x.requires_grad_(), y, policies(6, 3))
-    assert not correct.requires_grad
+    before = state(net)
+    correct_under(net, x, y, policies(6, 3))
+    assert_equal(x, x_before)
     assert_equal(state(net), before)
-    assert_no_gradient(net)
-    assert_equal(x.detach(), x_before)
+
+
+def test_looking_what_is_right_records_nothing():
+    net = pair().resnet
+    x, y = batch()
+    recorded = []
+    net.fc.register_forward_hook(lambda _, inputs, logits: recorded.append(logits.requires_grad))
+    correct_under(net, x, y, policies(6, 3))
+    assert recorded == [False]
 
 
 # -------------------------------------------------------------------------------------------- edges
