@@ -3,7 +3,6 @@
 import builtins
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import cut
 import pytest
-from check import end
+from check import end, prepare
 
 try:
     import tomllib
@@ -34,11 +33,11 @@ SETUP = "#!/bin/sh\npip install -r /autograder/source/requirements.txt pytest hy
 
 
 def read_table():
-    """tasks.toml: the tasks as dicts, numbered from 1; the files of laws; the names that leak."""
+    """tasks.toml: the tasks as dicts, numbered from 1; the files of laws; the names that leak, and laws that are spared."""
     table = tomllib.loads((HERE / "tasks.toml").read_text())
     for number, task in enumerate(table["task"], 1):
         task.update(number=number, guards=task.get("guards", True), runs=task.get("runs", []))
-    return table["task"], table["laws"], set(table["leaks"])
+    return table["task"], table["laws"], set(table["leaks"]), set(table["spared"])
 
 
 def by_file(functions):
@@ -134,8 +133,7 @@ def needs_of_laws(tasks, files):
 
 
 def run_note(folder, file):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision", "pytest", "hypothesis.extra"])
+    context = prepare()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=note, args=(folder, file, theirs))
     process.start()
@@ -169,8 +167,9 @@ def with_laws(chosen=None):
     chosen: numbers of tasks; the laws of others are left out. None: all.
     Raises ValueError if a task has no law, or an essential one does not exist.
     """
-    tasks, files, leaks = read_table()
+    tasks, files, leaks, spared = read_table()
     needs, hidden = needs_of_laws(tasks, files), unseen(files, leaks)
+    needs = {law: numbers for law, numbers in needs.items() if key(law) not in spared}
     for task in tasks:
         mine = [law for law in needs if max(needs[law]) == task["number"]]
         task["laws"] = [law for law in mine if law.split("[")[0] not in hidden]
@@ -315,7 +314,7 @@ def make(out, chosen=None, say=print):
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name a new folder")
-    tasks, (_, files, _) = with_laws(chosen), read_table()
+    tasks, files = with_laws(chosen), read_table()[1]
     for name in ("student", "grader"):
         (out / name).mkdir(parents=True)
     removed = write_student(out / "student", tasks, files)

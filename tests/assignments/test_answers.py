@@ -82,6 +82,16 @@ def test_the_factor_of_one_coin_by_hand():
     assert attached_factor(s).tolist() == pytest.approx([1.693147])
 
 
+def test_the_factor_of_two_coins_by_hand():
+    s = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    assert attached_factor(s).tolist() == pytest.approx([2.386294])
+
+
+def test_the_factor_of_a_decided_image_is_1():
+    s = torch.tensor([[1e-9, 1 - 1e-9]], dtype=torch.float64)
+    assert attached_factor(s).tolist() == pytest.approx([1], abs=1e-6)
+
+
 @given(probabilities(max_blocks=4), seeds)
 def test_the_factor_is_what_enumeration_gives(s, seed):
     assert_same(attached_factor(s), measured_factor(s, seed), 1e-6)
