@@ -245,10 +245,8 @@ def make_model(settings, data, state, out):
         return restore(state, out)
     torch.manual_seed(settings.seed)
     model = build(settings, len(data.classes), data.mean, data.std)
-    if settings.policy == "learned":
-        torch.nn.init.constant_(model.policy.logit.bias, settings.keep_bias)
-        if settings.policy_start:
-            start_policy(model.policy, settings.policy_start)
+    if settings.policy == "learned" and settings.policy_start:
+        start_policy(model.policy, settings.policy_start)
     if settings.resnet:
         load_foreign(model.resnet, settings.resnet)
     return model

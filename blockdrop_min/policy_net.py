@@ -31,6 +31,7 @@ class PolicyNet(nn.Module):
         widths = [width * 2**i for i in range(len(segments))]
         self.features = MaskedResNet(BasicBlock, segments, widths, None, family)
         self.logit = nn.Linear(self.features.num_features, num_blocks)
+        nn.init.zeros_(self.logit.bias)
         if num_classes is not None:
             self.classifier = nn.Linear(self.features.num_features, num_classes)
 

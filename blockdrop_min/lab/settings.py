@@ -56,7 +56,6 @@ class Settings:
     )
     policy_half_size: bool = option(True, "show the policy network the image at half its size")
     policy: str = option("learned", "or one for all: first:K, random:K, distribute:K, digits 0/1")
-    keep_bias: float = option(1.0, "initial bias of the policy's logits, towards keeping", -20, 20)
     # Stage 1
     stages: str = option("pretrain,curriculum,finetune", "stages to run, in order")
     pretrain_epochs: int = option(5, "epochs of pretraining", 0)
@@ -68,9 +67,9 @@ class Settings:
     curriculum_batch: int = option(64, "images a step", 2)
     curriculum_lr: float = option(2e-3, "learning rate (Adam)", 0)
     curriculum_gamma: float = option(4.0, "penalty of a wrong prediction", 0)
-    curriculum_beta: float = option(0.1, "weight of the entropy bonus (authors: 0.1)", 0)
-    fade_by: float = option(0.0, "fraction after which exploration has faded; 0: never", 0, 1)
-    classify: float = option(0.0, "weight of the warm start's loss in what follows it", 0)
+    curriculum_beta: float = option(0.02, "weight of the entropy bonus (authors: 0.1)", 0)
+    fade_by: float = option(0.5, "fraction by which exploration fades; 0: never (paper)", 0, 1)
+    classify: float = option(0.3, "weight of the warm start's loss after it (paper: 0)", 0)
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
     warm_epochs: int = option(1, "first epochs, to learn to classify (paper: 0)", 0)
     free_by: float = option(0.5, "fraction that frees all blocks; 0: one an epoch (paper)", 0, 1)
@@ -165,13 +164,14 @@ def check_range(option, value):
 PAPER = {
     "policy_width": 16,
     "policy_half_size": False,
-    "keep_bias": 0.0,
     "drop": 0.0,
     "curriculum_batch": 2048,
     "curriculum_epochs": 5000,
     "curriculum_lr": 1e-3,
     "curriculum_gamma": 1.0,
     "curriculum_beta": 0.1,
+    "fade_by": 0.0,
+    "classify": 0.0,
     "warm_epochs": 0,
     "free_by": 0.0,
     "finetune_batch": 256,
@@ -187,14 +187,18 @@ CIFAR10 = {
     "data": "cifar10",
     "val_images": 5000,
     "policy_width": 16,
-    "pretrain_epochs": 30,
-    "pretrain_batch": 128,
-    "pretrain_lr": 0.1,
-    "curriculum_epochs": 12,
-    "curriculum_gamma": 2.0,
+    "pretrain_epochs": 24,
+    "pretrain_batch": 512,
+    "pretrain_lr": 0.3,
+    "curriculum_epochs": 10,
+    "curriculum_batch": 512,
+    "curriculum_lr": 5e-3,
+    "curriculum_gamma": 5.0,
     "warm_epochs": 3,
-    "finetune_epochs": 20,
-    "finetune_gamma": 3.0,
+    "finetune_epochs": 12,
+    "finetune_batch": 512,
+    "finetune_lr": 2e-3,
+    "finetune_gamma": 5.0,
     "finetune_beta": 0.0,
     "full_fraction": 0.0,
     "settle_by": 0.33,
