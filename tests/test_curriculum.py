@@ -4,6 +4,7 @@ What is not free is forced on and learns nothing.
 """
 
 import copy
+import math
 
 import pytest
 import torch
@@ -345,6 +346,16 @@ def test_at_alpha_near_a_half_no_logit_has_a_gradient_from_the_policy_loss():
     loss, seen = step(model, x, y, alpha=0.5 + 1e-9, beta=0.0)
     assert seen["A"].any()
     assert gradient(loss, model.policy.logit.bias).abs().max() < 1e-6
+
+
+@each_mask
+def test_the_entropy_bonus_of_a_free_block_that_is_a_coin_is_beta_ln_2(free):
+    model = ready()
+    model.policy = Given(torch.full((6, 3), 0.5))
+    x, y = batch()
+    without, _ = step(model, x, y, free, beta=0.0)
+    loss, _ = step(model, x, y, free, beta=2.0)
+    assert (loss - without).item() == pytest.approx(-2 * math.log(2) * free.sum().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -90,7 +90,9 @@ def grades(tasks, reference, tmp_path_factory, request):
     """Begins all grades that the chosen tests ask for."""
     grades = Grades(tasks, reference, tmp_path_factory.mktemp("submissions"))
     for item in request.session.items:
-        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+        if not hasattr(item, "callspec"):
+            continue
+        name = item.callspec.params["name"]
         if "wrong_solution" in item.name:
             solution, before, after, law = WRONG[name]
             laws = named(tasks[solution["task"] - 1], law)
