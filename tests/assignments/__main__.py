@@ -26,7 +26,9 @@ def parse(arguments):
     grading = commands.add_parser("grade", help="grade students' folders")
     grading.add_argument("submissions", nargs="+", metavar="SUBMISSION")
     grading.add_argument("--json", metavar="FILE", help="write Gradescope's results.json")
-    grading.add_argument("--secret", type=int, default=0, help="seed of the laws' examples: one a term")
+    grading.add_argument(
+        "--secret", type=int, default=0, help="seed of the laws' examples: one a term"
+    )
     for command in (making, grading):
         command.add_argument("--tasks", type=numbers, metavar="1-12", help="these tasks only")
     return parser.parse_args(arguments)

@@ -142,7 +142,10 @@ def run_laws(folder, laws, examples=4, seed=None, seconds=30):
     if ended == "done":
         return results, ""
     where = f" in the law: {sentence(last)}" if last else ""
-    return results, ended or f"the process ended before it was done, or computed for over {seconds} s{where}"
+    return (
+        results,
+        ended or f"the process ended before it was done, or computed for over {seconds} s{where}",
+    )
 
 
 def end(process):
@@ -218,7 +221,9 @@ def report(task, results):
             print(f"   . {sentence(law)}\n       waits for task {min(needs)}")
             continue
         broken += 1
-        print(f"   x {sentence(law)}\n       look at: {hint(task, law) or 'the law itself'}", end="")
+        print(
+            f"   x {sentence(law)}\n       look at: {hint(task, law) or 'the law itself'}", end=""
+        )
         print(f"      ({law.split('::')[0]})")
         for line in example(text) or [outcome]:
             print(f"       {line}")

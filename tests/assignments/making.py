@@ -236,7 +236,17 @@ def write_student(folder, tasks, files):
     for name in ("check.py", "cut.py", "screen.py"):
         shutil.copy(HERE / name, folder)
     shutil.copy(HERE / "handout.md", folder / "README.md")
-    public = ("number", "title", "points", "functions", "laws", "unseen", "needs", "earlier", "look")
+    public = (
+        "number",
+        "title",
+        "points",
+        "functions",
+        "laws",
+        "unseen",
+        "needs",
+        "earlier",
+        "look",
+    )
     listed = [{name: task[name] for name in public} for task in tasks]
     (folder / "tasks.json").write_text(json.dumps(listed, indent=1))
     return removed
@@ -251,7 +261,15 @@ def imports(path):
 
 def write_grader(folder, numbers):
     """The instructor's folder: the project as it is, to be zipped for Gradescope."""
-    for name in ("blockdrop_min", "tests", "train.py", "evaluate.py", "requirements.txt", "LICENSE", "pyproject.toml"):
+    for name in (
+        "blockdrop_min",
+        "tests",
+        "train.py",
+        "evaluate.py",
+        "requirements.txt",
+        "LICENSE",
+        "pyproject.toml",
+    ):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     for path in folder.rglob("__pycache__"):

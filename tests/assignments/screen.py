@@ -17,14 +17,71 @@ MODULES = {"torch": torch, "F": F, "nn": nn, "math": math}
 MODULES |= {"itertools": itertools, "functools": functools}
 PASSABLE = (torch, nn, F, torch.autograd, torch.linalg, torch.special, math, itertools, functools)
 BUILTINS = set(
-    "abs all any bool dict divmod enumerate filter float int isinstance len list map max min None pow print range "
-    "reversed round set slice sorted str sum tuple zip ValueError TypeError AssertionError NotImplementedError".split()
+    [
+        "abs",
+        "all",
+        "any",
+        "bool",
+        "dict",
+        "divmod",
+        "enumerate",
+        "filter",
+        "float",
+        "int",
+        "isinstance",
+        "len",
+        "list",
+        "map",
+        "max",
+        "min",
+        "None",
+        "pow",
+        "print",
+        "range",
+        "reversed",
+        "round",
+        "set",
+        "slice",
+        "sorted",
+        "str",
+        "sum",
+        "tuple",
+        "zip",
+        "ValueError",
+        "TypeError",
+        "AssertionError",
+        "NotImplementedError",
+    ]
 )
 BANNED = (ast.ClassDef, ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal, ast.Yield, ast.Delete)
 BANNED += (ast.YieldFrom, ast.Await, ast.AsyncFunctionDef, ast.Try)
 FRAMES = ("_", "f_", "gi_", "tb_", "co_", "cr_", "ag_", "set_", "register", "load", "save", "dump")
-FORBIDDEN = set("numpy tofile from_file from_numpy storage untyped_storage share_memory_ compile hub".split())
-FORBIDDEN |= set("jit ops library script manual_seed seed default_generator Generator fork".split())
+FORBIDDEN = set(
+    [
+        "numpy",
+        "tofile",
+        "from_file",
+        "from_numpy",
+        "storage",
+        "untyped_storage",
+        "share_memory_",
+        "compile",
+        "hub",
+    ]
+)
+FORBIDDEN |= set(
+    [
+        "jit",
+        "ops",
+        "library",
+        "script",
+        "manual_seed",
+        "seed",
+        "default_generator",
+        "Generator",
+        "fork",
+    ]
+)
 
 
 def complaints(function, known):

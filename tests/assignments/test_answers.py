@@ -5,8 +5,16 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from answers import attached_factor, breakeven, broadcast_loss, catches, expected_gradient
-from answers import gain, shuffled, silent_batch
+from answers import (
+    attached_factor,
+    breakeven,
+    broadcast_loss,
+    catches,
+    expected_gradient,
+    gain,
+    shuffled,
+    silent_batch,
+)
 from helpers import assert_same, probabilities, rng, seeds
 from hypothesis import given
 from hypothesis import strategies as st
@@ -245,7 +253,9 @@ def test_of_400_simulated_runs_the_truth_lies_within_two_errors():
     runs, count, g = 400, 300, rng(5)
     within = 0
     for _ in range(runs):
-        hard = torch.rand(count, generator=g) < 0.3  # images that both get wrong, or only the first gets right
+        hard = (
+            torch.rand(count, generator=g) < 0.3
+        )  # images that both get wrong, or only the first gets right
         lucky = torch.rand(count, generator=g) < 0.4
         points, error = gain(~hard | lucky, ~hard)
         within += abs(points - 100 * 0.3 * 0.4) <= 2 * error
