@@ -19,7 +19,7 @@ from blockdrop_min import free_blocks, load_foreign
 from blockdrop_min.curriculum import curriculum_step, portion, warm_start_step
 from blockdrop_min.finetuning import finetune_step, settled_step
 from blockdrop_min.lab import process
-from blockdrop_min.lab.checkpoint import build, restore, save, save_metrics
+from blockdrop_min.lab.checkpoint import build, restore, restore_optimizer, save, save_metrics
 from blockdrop_min.lab.data import augment, load_data, seeded
 from blockdrop_min.lab.evaluation import run_policy
 from blockdrop_min.lab.files import locked, write_safely
@@ -183,7 +183,7 @@ def train(model, data, state, settings, out, log, received):
             state.update(stage=stage.name, epoch=0, step=0, sums={}, seconds=0.0, optimizer=None)
         optimizer = make_optimizer(model, stage)
         if state["optimizer"]:
-            optimizer.load_state_dict(state["optimizer"])
+            restore_optimizer(optimizer, state, out)
         while state["epoch"] < stage.epochs:
             try:
                 train_one_epoch(model, optimizer, data, state, settings, stage, log, received)
