@@ -9,6 +9,19 @@ from blockdrop_min.lab.checkpoint import DAMAGED, NAME, PREVIOUS, save
 from blockdrop_min.lab.resume import MAY_CHANGE, open_folder, versions
 from blockdrop_min.lab.settings import STAGES, Settings
 
+ROW = {
+    "epochs": 2,
+    "seconds": 1.0,
+    "free": 0,
+    "loss": 1.0,
+    "train_accuracy": 0.5,
+    "R": None,
+    "A": None,
+    "accuracy": 0.5,
+    "blocks_mean": 3.0,
+    "blocks_std": 0.0,
+    "distinct_policies": 1,
+}
 EPOCHS = {"pretrain": 2, "curriculum": 2, "finetune": 1}  # of the preset `smoke`
 
 
@@ -21,7 +34,7 @@ def put(folder, stage, epoch, step=0, trained=STAGES, **changes):
     names = [name for name in STAGES[: STAGES.index(stage)] if name in trained]
     done = [(name, i) for name in names for i in range(EPOCHS[name])]
     done += [(stage, i) for i in range(epoch)]
-    state["metrics"] = [{"stage": name, "epoch": i} for name, i in done]
+    state["metrics"] = [ROW | {"stage": name, "epoch": i} for name, i in done]
     state["sums"] = {"loss": 1.0, "images": 1.0, "correct": 1.0} if step else {}
     save(folder, state | {"stage": stage, "epoch": epoch, "step": step})
     return state["settings"]
