@@ -233,6 +233,10 @@ def test_only_the_imagenet_policy_net_halves_the_image_unless_told_otherwise(
     assert net.half_size == expected
 
 
+def test_a_new_policy_net_prefers_no_block():
+    assert not policy_net(3).logit.bias.any()
+
+
 def test_its_probabilities_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert small_policy_net(3).float()(images(1).float()).dtype == torch.float32

@@ -24,6 +24,10 @@ ROW = {
 }
 EPOCHS = {"pretrain": 2, "curriculum": 2, "finetune": 1}  # of the preset `smoke`
 
+ROW = dict.fromkeys(("epochs", "free", "distinct_policies"), 1) | dict.fromkeys(
+    ("seconds", "loss", "train_accuracy", "R", "A", "accuracy", "blocks_mean", "blocks_std"), 0.5
+)
+
 
 def put(folder, stage, epoch, step=0, trained=STAGES, **changes):
     """Saves the checkpoint of a run of `smoke` that stands there. Returns its settings as a dict.
