@@ -107,7 +107,7 @@ def test_a_setting_that_changes_what_is_learned_is_refused(tmp_path, name):
         other = {name: value + 1 if isinstance(value, int) else 0.375}
     changes = OTHERS.get(name, other)
     flag = name.replace("_", "-")
-    with pytest.raises(ValueError, match=f"{flag} {value} there, {changes[name]} here"):
+    with pytest.raises(ValueError, match=f"{flag} {value!r} there, {changes[name]} here"):
         go_on(tmp_path, settings, **changes)
     assert contents(tmp_path) == before
 
