@@ -41,8 +41,11 @@ def disk(at=None, act=None):
         def __exit__(self, *_):
             self.file.close()
 
+    def opened(path, mode="r", **options):
+        return File(path, mode) if mode == "xb" else open(path, mode, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "open", File, raising=False)
+        patch.setattr(files, "open", opened, raising=False)
         patch.setattr(os, "fsync", lambda file: operation("fsync", lambda: fsync(file)))
         patch.setattr(os, "replace", lambda *paths: operation("replace", lambda: replace(*paths)))
         yield done

@@ -4,9 +4,7 @@ import hashlib
 import json
 import os
 import socket
-import sys
 import traceback
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from PIL import Image
 
 from blockdrop_min.lab.checkpoint import build, read
 from blockdrop_min.lab.data import Data, Split
-from blockdrop_min.lab.files import write_safely
 from blockdrop_min.lab.log import Log
 from blockdrop_min.lab.settings import PRESETS, Settings
 
@@ -149,7 +146,9 @@ def rows(folder):
 
 
 def bits(folder):
-    """A run's newest checkpoint without what depends on the clock, flat.
+    """A run's newest checkpoint, flat.
+
+    Without what depends on the clock, and the optimizer's rates, which each step sets anew.
 
     Returns path in the checkpoint's dict -> digest of a tensor, or the value.
     """
@@ -162,7 +161,7 @@ def bits(folder):
         elif isinstance(value, (list, tuple)):
             for i, part in enumerate(value):
                 walk(part, (*path, i))
-        elif path[-1] != "seconds":
+        elif path[-1] != "seconds" and "param_groups" not in path:
             is_tensor = isinstance(value, torch.Tensor)
             found[path] = digest(value.numpy().tobytes()) if is_tensor else value
 
@@ -269,53 +268,3 @@ def wait(number):
 def kill(number, process=None):
     """Sends this signal to a process, by default to the one that does it."""
     return lambda: os.kill(process or os.getpid(), number)
-
-
-def fail(error):
-    """Raises the OSError of this number, as a full or a broken disk does."""
-
-    def act():
-        raise OSError(error, os.strerror(error))
-
-    return act
-
-
-@contextmanager
-def disk(at=None, act=None):
-    """Gives the list of what `write_safely` and others do to the disk.
-
-    Does act() in place of operation `at`, mid-write.
-    """
-    done = []
-    fsync = os.fsync
-    replace = os.replace
-
-    def operation(name, proceed):
-        done.append(name)
-        return act() if len(done) - 1 == at else proceed()
-
-    class File:
-        def __init__(self, *arguments):
-            self.file = open(*arguments)  # noqa: SIM115
-            self.flush = self.file.flush
-            self.fileno = self.file.fileno
-
-        def write(self, content):
-            half = len(content) // 2
-            self.file.write(content[:half])
-            operation("write", lambda: self.file.write(content[half:]))
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-    def opened(path, mode="r", **options):
-        return File(path, mode) if mode in ("wb", "xb") else open(path, mode, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[write_safely.__module__], "open", opened, raising=False)
-        patch.setattr(os, "fsync", lambda file: operation("fsync", lambda: fsync(file)))
-        patch.setattr(os, "replace", lambda *paths: operation("replace", lambda: replace(*paths)))
-        yield done

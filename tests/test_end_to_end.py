@@ -26,9 +26,8 @@ FLAGS = [
     "--warm-epochs=1",
     "--finetune-epochs=2",
     "--finetune-batch=32",
-    # A net of three blocks that is right three times in four can save with gamma 0 only.
-    "--curriculum-gamma=0",
-    "--finetune-gamma=0",
+    "--curriculum-gamma=3",
+    "--finetune-gamma=3",
 ]
 
 
@@ -46,14 +45,14 @@ def result(out):
     return run_policy(load(out), data.test, data.crop), data.test
 
 
-# Seeds 0, 1 and 2 reach an accuracy of 0.76 to 0.79, chance being 0.1, and save 11 to 30 % of
-# the FLOPs.
+# Seeds 0, 1 and 2 reach an accuracy of 0.73 to 0.79, chance being 0.1, save 26 to 53 % of the FLOPs
+# with 5 to 8 policies, and have rank correlations of 0.40, 0.56 and -0.03: three blocks are few.
 def test_blockdrop_classifies_far_better_than_chance(result):
     assert result[0].accuracy > 0.5
 
 
 def test_blockdrop_saves_flops_its_policy_network_included(result):
-    assert result[0].flops_saved > 0.04
+    assert result[0].flops_saved > 0.15
 
 
 def test_policies_differ_between_images(result):

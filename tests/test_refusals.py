@@ -111,6 +111,13 @@ def test_a_checkpoint_whose_settings_are_damaged_is_refused(capsys, run, setting
     assert str(run) in refused(capsys, run, short_run, run)
 
 
+def test_a_checkpoint_whose_optimizer_is_another_stages_is_refused(capsys, run):
+    state, _ = read(run)
+    for _ in range(2):
+        save(run, state | {"stage": "pretrain", "epoch": 1, "metrics": state["metrics"][:1]})
+    assert "its optimizer is not that of its stage" in refused(capsys, run, short_run, run)
+
+
 @pytest.mark.parametrize("content", [b"", b"text", None])
 def test_a_folder_whose_checkpoints_are_damaged_is_refused(capsys, run, content):
     for name in (NAME, PREVIOUS):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from disks import disk, fail
 from helpers import assert_equal
 from runs import (
     SHORT,
@@ -15,8 +16,6 @@ from runs import (
     bits,
     contents,
     differences,
-    disk,
-    fail,
     folder_flags,
     fork,
     kill,

@@ -4,6 +4,7 @@
 --kills, to a short run.
 """
 
+import json
 import random
 import shutil
 import signal
@@ -13,7 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import SHORT, contents, differences, disk, fork, kill, rows, short_run, together, wait
+from disks import disk
+from runs import SHORT, contents, differences, fork, kill, rows, short_run, together, wait
 
 import evaluate
 import train
@@ -57,13 +59,16 @@ def disturbed(out, flags, seconds, chance):
 def leftovers(folder):
     """What a finished run leaves but its checkpoints, settings and metrics.
 
-    Returns name -> digest of pictures, results and resnet.pt.
+    Returns name -> digest of pictures and resnet.pt, or a result.
     """
     code = evaluate.main([str(folder), "--json", str(folder / "found.json")])
     assert code == 0, "what the run left cannot be evaluated"
-    apart = ("checkpoint", "settings", "metrics", ".lock")
+    apart = ("checkpoint", "settings", "metrics", ".lock", "found.json")
     found = contents(folder)
-    return {path.name: found[path] for path in found if not path.name.startswith(apart)}
+    left = {path.name: found[path] for path in found if not path.name.startswith(apart)}
+    results = json.loads((folder / "found.json").read_text())
+    results.pop("run")  # the folder's name
+    return left | results
 
 
 def compare(folder, flags, kills, seed):

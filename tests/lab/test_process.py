@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import (
     EPOCHS,
+    SHORT,
     contents,
     differences,
     fork,
@@ -29,6 +30,7 @@ from blockdrop_min.lab.checkpoint import read
 from blockdrop_min.lab.data import augment, load_data
 from blockdrop_min.lab.files import locked
 from blockdrop_min.lab.process import average_gradients, first_alone, my_part, skip, team, total
+from blockdrop_min.lab.settings import parse
 from blockdrop_min.policy_net import sample
 from blockdrop_min.pretraining import random_policies
 
@@ -407,14 +409,13 @@ def test_only_the_first_process_writes(tmp_path):
     assert together(2, member) == [0, 0]
 
 
-def test_a_last_step_with_too_few_images_for_all_processes_is_refused(tmp_path, capfd, monkeypatch):
+def test_a_last_step_with_too_few_images_for_all_processes_is_refused(monkeypatch):
+    settings, out, _ = parse(SHORT)
+    data = load_data("shapes", None, 16, 96, 24)
     monkeypatch.setattr(process, "processes", lambda: 9)
-    monkeypatch.setattr(process, "rank", lambda: 0)
-    monkeypatch.setattr(process.dist, "barrier", lambda: None)
-    assert short_run(tmp_path) == 2
-    error = capfd.readouterr().err
-    assert "--pretrain-batch is 32" in error
-    assert "8 images; 9 processes cannot share them" in error
+    said = "--pretrain-batch is 32, its last step has 8 images; 9 processes cannot share them"
+    with pytest.raises(ValueError, match=said):
+        train.check_data(settings, data, None, out)
 
 
 # ---------------------------------------------------------------------------------------- the lock

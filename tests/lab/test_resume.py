@@ -9,6 +9,19 @@ from blockdrop_min.lab.checkpoint import DAMAGED, NAME, PREVIOUS, save
 from blockdrop_min.lab.resume import MAY_CHANGE, open_folder, versions
 from blockdrop_min.lab.settings import STAGES, Settings
 
+ROW = {
+    "epochs": 2,
+    "seconds": 1.0,
+    "free": 0,
+    "loss": 1.0,
+    "train_accuracy": 0.5,
+    "R": None,
+    "A": None,
+    "accuracy": 0.5,
+    "blocks_mean": 3.0,
+    "blocks_std": 0.0,
+    "distinct_policies": 1,
+}
 EPOCHS = {"pretrain": 2, "curriculum": 2, "finetune": 1}  # of the preset `smoke`
 
 ROW = dict.fromkeys(("epochs", "free", "distinct_policies"), 1) | dict.fromkeys(
@@ -94,7 +107,7 @@ def test_a_setting_that_changes_what_is_learned_is_refused(tmp_path, name):
         other = {name: value + 1 if isinstance(value, int) else 0.375}
     changes = OTHERS.get(name, other)
     flag = name.replace("_", "-")
-    with pytest.raises(ValueError, match=f"{flag} {value} there, {changes[name]} here"):
+    with pytest.raises(ValueError, match=f"{flag} {value!r} there, {changes[name]} here"):
         go_on(tmp_path, settings, **changes)
     assert contents(tmp_path) == before
 
