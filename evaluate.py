@@ -32,7 +32,7 @@ from rich.table import Table
 
 from blockdrop_min.lab import evaluation, images, pictures
 from blockdrop_min.lab.checkpoint import read, restore, write_safely
-from blockdrop_min.lab.data import Data, load_data
+from blockdrop_min.lab.data import STREAM_SIZE, Data, load_data
 from blockdrop_min.lab.enumeration import enumerate_policies
 from blockdrop_min.lab.log import safe_console
 from blockdrop_min.lab.process import choose_device
@@ -64,18 +64,13 @@ class Run:
 
 def make_parser():
     """The parser of evaluate.py."""
-    about = (
-        "The results table of a run, or mean ± deviation over several that differ in their seed."
-    )
+    about = "The results table of a run, or mean ± deviation of several that differ in seed."
+    counting = "also run all 2^K policies on all images (minutes; K at most 12)"
+    answering = "only answer for these images, or folders of them; exit code 2 if one is unreadable"
     parser = Parser(prog="evaluate.py", description=about, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or demo")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers of the (first) run")
-    counting = "also run all 2^K policies on all images (minutes; K at most 12)"
     parser.add_argument("--enumerate", action="store_true", help=counting)
-    answering = (
-        "only say what the model makes of these image files and folders; exit code 2 if any "
-    )
-    answering += "cannot be read"
     parser.add_argument("--images", nargs="+", metavar="FILE", help=answering)
     parser.add_argument("--data-dir", help="folder with the data; default: as in training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
@@ -283,9 +278,13 @@ def folder_of(name):
 
 
 def draw(group):
-    """Draws the pictures of each run of a group, and one of all if there are several."""
+    """Draws the pictures of each run of a group, and one of all. Returns their folders."""
+    folders = []
     for run in group:
+        if "blockdrop" not in run.results and "enumeration" not in run.numbers:
+            continue
         folder = folder_of(run.name)
+        folders.append(str(folder))
         if "blockdrop" in run.results:
             u = run.results["blockdrop"].u
             test, classes = run.data.test, run.data.classes
@@ -300,8 +299,9 @@ def draw(group):
             points = {name: [spots[name]] for name in found["policies"]}
             frontier = {"single policies": [spots[name] for name in found["frontier"]]}
             pictures.tradeoff(points, folder / "enumeration.png", frontier)
-    if len(group) > 1:
+    if folders and len(group) > 1:
         draw_tradeoff(group, folder_of(group[0].name) / f"tradeoff_of_{len(group)}_runs.png")
+    return folders
 
 
 def draw_tradeoff(group, path):
@@ -336,13 +336,15 @@ def answer(name, named, device, console):
     """Says what a run's model makes of image files, and draws them. Returns the exit code."""
     state, settings, model = open_run(name, device)
     size = settings.image_size or {"folder": 0, "imagenet": 224}.get(settings.data, 32)
+    short_side = STREAM_SIZE if settings.data == "imagenet" else None
     bar = "□■" if console.encoding.startswith("utf") else ".#"
+    short_side = STREAM_SIZE if settings.data == "imagenet" else None
     paths = files_in(named)
     width = max(len(path) for path in paths)
     answered, blocks, names = [], [], []
     for path in paths:
         try:
-            image = images.load_image(path, size)
+            image = images.load_image(path, size, short_side)
         except ValueError as problem:
             complain(problem)
             continue
@@ -404,9 +406,10 @@ def main(arguments=None):
         groups.setdefault(str((alike, *run.results)), []).append(run)
     # Saved before anything is printed; what cannot be saved is said and ends nothing.
     code = 0
+    folders = []
     for group in groups.values():
         try:
-            draw(group)
+            folders += draw(group)
         except (ValueError, OSError) as problem:
             complain(f"the pictures could not be saved: {problem}")
     if options.json:
@@ -419,6 +422,8 @@ def main(arguments=None):
             code = 2
     for group in groups.values():
         report(console, group)
+    if folders:
+        console.print(f"pictures in {', '.join(folders)}", soft_wrap=True)
     return code
 
 

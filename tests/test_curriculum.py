@@ -4,6 +4,7 @@ What is not free is forced on and learns nothing.
 """
 
 import copy
+import math
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ from blockdrop_min.curriculum import curriculum_step, portion, warm_start_step
 sizes = st.integers(1, 60)
 ALL = torch.tensor([True, True, True])
 # The masks of three blocks that a curriculum has; none is free in the first.
-MASKS = (~ALL, *(free_blocks(epoch, 3) for epoch in range(3)))
+MASKS = tuple(torch.arange(3) >= first for first in (3, 2, 1, 0))
 each_mask = pytest.mark.parametrize("free", MASKS, ids=["none", "last", "last two", "all"])
 
 
@@ -345,6 +346,16 @@ def test_at_alpha_near_a_half_no_logit_has_a_gradient_from_the_policy_loss():
     loss, seen = step(model, x, y, alpha=0.5 + 1e-9, beta=0.0)
     assert seen["A"].any()
     assert gradient(loss, model.policy.logit.bias).abs().max() < 1e-6
+
+
+@each_mask
+def test_the_entropy_bonus_of_a_free_block_that_is_a_coin_is_beta_ln_2(free):
+    model = ready()
+    model.policy = Given(torch.full((6, 3), 0.5))
+    x, y = batch()
+    without, _ = step(model, x, y, free, beta=0.0)
+    loss, _ = step(model, x, y, free, beta=2.0)
+    assert (loss - without).item() == pytest.approx(-2 * math.log(2) * free.sum().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -381,6 +381,11 @@ def test_evaluating_changes_nothing_but_the_pictures(run, capsys):
     assert {path: contents(run)[path] for path in before} == before
 
 
+def test_the_folders_of_the_pictures_are_said_and_no_others(run, tmp_path, capsys):
+    begun = write_run(tmp_path / "begun", "pretrain")
+    assert evaluated(capsys, run, begun).splitlines()[-1] == f"pictures in {run}"
+
+
 def drawn(monkeypatch, name):
     """The arguments with which this picture is drawn."""
     calls = []
@@ -477,6 +482,33 @@ def test_each_image_gets_the_line_that_load_gives(run, capsys, photographs):
         bar = "".join("■" if keep else "□" for keep in u[0])
         words = f"{bar}  {int(u.sum())} of 3 blocks, {100 * saved:.0f} % saved"
         assert line == f"{path}  {words}: {name} {probability:.1f} %"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({"data": "imagenet", "image_size": 0}, (224, 256)),
+        ({"data": "folder", "image_size": 0}, (0, None)),
+        ({"data": "cifar10", "image_size": 0}, (32, None)),
+        ({"data": "shapes", "image_size": 0}, (32, None)),
+        ({"data": "folder", "image_size": 20}, (20, None)),
+    ],
+)
+def test_an_image_is_prepared_as_the_data_of_the_run_is(
+    tmp_path, capsys, photographs, monkeypatch, changes, sizes
+):
+    state, _ = state_of(**SMALL | changes)
+    save(tmp_path, state)
+    seen = []
+    load_image = evaluate.images.load_image
+
+    def noting(path, *size):
+        seen.append(size)
+        return load_image(path, *size)
+
+    monkeypatch.setattr(evaluate.images, "load_image", noting)
+    evaluated(capsys, tmp_path, "--images", *photographs)
+    assert set(seen) == {sizes}
 
 
 def test_a_folder_stands_for_the_images_in_it(run, capsys, photographs):

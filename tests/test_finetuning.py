@@ -1,6 +1,7 @@
 """Finetuning: the joint step, and the step of the settled policy."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from helpers import (
     ALPHA,
     BETA,
     GAMMA,
+    Given,
     LIVELY,
     assert_equal,
     assert_no_gradient,
@@ -60,6 +62,24 @@ def test_the_advantage_of_finetuning_is_over_the_greedy_policy_in_eval_mode():
         assert seen["A"][i].item() == pytest.approx(A, abs=1e-6), f"image {i}"
 
 
+def test_a_wrong_sample_of_finetuning_is_never_better_than_the_greedy_policy_and_sometimes_worse():
+    model = ready()
+    x, y = batch(60)
+    _, seen = step(model, x, y)
+    advantages = seen["A"][~seen["correct"]]
+    assert (advantages <= 0).all()
+    assert (advantages < 0).any()
+
+
+def test_the_entropy_bonus_of_finetuning_is_beta_ln_2_for_a_block_that_is_a_coin():
+    model = ready()
+    model.policy = Given(torch.full((6, 3), 0.5))
+    x, y = batch()
+    without, _ = step(model, x, y, beta=0.0)
+    loss, _ = step(model, x, y, beta=2.0)
+    assert (loss - without).item() == pytest.approx(-2 * math.log(2) * 3, abs=1e-5)
+
+
 # ------------------------------------------------------------------------ the joint step, two roads
 @pytest.mark.parametrize(
     ("full_fraction", "full"),  # of 6 images, rounded up
@@ -99,6 +119,16 @@ def test_no_image_passes_twice_unless_told():
     told, _ = step(copy.deepcopy(model), x, y, full_fraction=0.0)
     untold, _ = finetune_step(model, x, y, ALPHA, BETA, GAMMA, rng(0))
     assert_equal(untold, told)
+
+
+@pytest.mark.parametrize(("full_fraction", "full"), [(0.0, []), (0.1, [1] * 3), (0.5, [3] * 3)])
+def test_a_share_of_the_images_rounded_up_also_passes_with_all_blocks_on(full_fraction, full):
+    model = ready()
+    model.policy = Given(torch.zeros(6, 3))  # drops every block
+    x, y = batch()
+    counts = images_met(model.resnet)
+    finetune_step(model, x, y, 1.0, BETA, GAMMA, rng(0), full_fraction)
+    assert counts == full
 
 
 def test_the_policy_network_of_finetuning_looks_once_at_each_image():
@@ -170,6 +200,18 @@ def test_every_blocks_logit_has_a_gradient_in_finetuning():
     model = ready()
     x, y = batch(20)
     assert gradient(step(model, x, y)[0], model.policy.logit.bias).count_nonzero() == 3
+
+
+def test_every_blocks_logit_has_a_gradient_without_a_bonus():
+    model = ready()
+    loss, _ = step(model, *batch(20), beta=0.0)
+    assert gradient(loss, model.policy.logit.bias).count_nonzero() == 3
+
+
+def test_in_finetuning_the_resnet_learns():
+    model = ready()
+    step(model, *batch())[0].backward()
+    assert model.resnet.conv1.weight.grad.any()
 
 
 def test_rewards_and_advantages_of_finetuning_carry_no_gradient():

@@ -132,6 +132,31 @@ def test_a_shortcut_without_downsample_is_its_input_itself():
     assert block.shortcut(x) is x
 
 
+@pytest.mark.parametrize("block", ["BasicBlock", "Bottleneck"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_two_paths_of_a_block_add_up_to_torchvisions(block, stride):
+    channels = getattr(masked_resnet, block).expansion * 4
+    down = None
+    if stride == 2:
+        convolution = nn.Conv2d(channels, channels, 1, stride, bias=False)
+        down = nn.Sequential(convolution, nn.BatchNorm2d(channels))
+    theirs = getattr(torchvision.models.resnet, block)(channels, 4, stride, down)
+    randomise(theirs, 0).double().eval()
+    ours = getattr(masked_resnet, block)(channels, 4, stride, deepcopy(down)).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(3, channels, 7, 7, generator=rng(1), dtype=torch.float64)
+    residual = ours.residual(x)
+    assert_same(torch.relu(ours.shortcut(x) + residual), theirs(x))
+    assert (residual < 0).any(), "F(x) itself has no ReLU at its end"
+
+
+def test_a_shortcut_with_downsample_is_what_that_gives_negative_numbers_included():
+    block = BasicBlock(3, 4, 2, nn.Conv2d(3, 4, 1, 2).double())
+    x = images(2)
+    assert (block.shortcut(x) < 0).any()
+    assert_same(block.shortcut(x), block.downsample(x))
+
+
 def test_the_kept_images_are_listed_block_by_block():
     keep = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 0]]).bool()
     assert [kept.tolist() for kept in kept_images(keep, "cpu")] == [[0, 1], [1], [0], []]

@@ -65,7 +65,7 @@ def refused(capsys, before, call, *arguments):
         ["--depth=33"],
         ["--policy=first:0"],
         ["--nosuch=1"],
-        ["--keep-bias=nan"],
+        ["--drop=nan"],
         [f"--seed={10**20}"],
         ["--family=imagenet", "--depth=18", "--policy-width=7"],
     ],
@@ -85,7 +85,7 @@ def test_a_folder_without_a_name_is_refused(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--curriculum-beta=77"], "curriculum-beta 0.1 there, 77.0 here"),
+        (["--curriculum-beta=77"], "curriculum-beta 0.02 there, 77.0 here"),
         (["--seed=3"], "seed 0 there, 3 here"),
         (["--depth=14"], "depth 8 there, 14 here"),
         (["--image-size=8"], "image-size 16 there, 8 here"),

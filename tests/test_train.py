@@ -104,9 +104,15 @@ def test_epochs_in_which_the_policy_decides_have_rewards_and_no_others(finished)
         assert (row["A"] is not None) == decides, row
 
 
-def test_blocks_that_are_not_free_are_kept_in_validation(tmp_path):
-    # A policy that drops what it may drop.
-    assert short_run(tmp_path, "--keep-bias=-20", "--free-by=1") == 0
+def test_blocks_that_are_not_free_are_kept_in_validation(tmp_path, monkeypatch):
+    def dropping(*arguments):
+        model = make_model(*arguments)
+        torch.nn.init.constant_(model.policy.logit.bias, -20)  # drops what it may drop
+        return model
+
+    make_model = train.make_model
+    monkeypatch.setattr(train, "make_model", dropping)
+    assert short_run(tmp_path, "--free-by=1") == 0
     found = [(row["free"], row["blocks_mean"]) for row in rows(tmp_path)]
     assert found == [(0, 3), (0, 3), (0, 3), (2, 1), (3, 0), (3, 0)]
 
@@ -421,7 +427,7 @@ def watch(patch, steps):
 
 
 # Two epochs or more of each stage; in finetuning one of joint and one of settled steps.
-TWO_EACH = ["--finetune-epochs=2", "--keep-bias=0"]
+TWO_EACH = ["--finetune-epochs=2"]
 KINDS = [
     *["pretrain_step"] * 6,
     *["warm_start_step"] * 3,
@@ -599,14 +605,25 @@ def test_all_generators_of_all_steps_differ(watched):
     assert len(set(states)) == len(states)
 
 
-def test_the_generators_of_another_seed_differ(watched, tmp_path):
+@pytest.fixture(scope="module")
+def another_seed(tmp_path_factory):
+    """The steps of the watched run with another seed."""
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, steps)
-        assert short_run(tmp_path, *TWO_EACH, "--seed=1") == 0
+        assert short_run(tmp_path_factory.mktemp("seed"), *TWO_EACH, "--seed=1") == 0
+    return steps
+
+
+def test_the_generators_of_another_seed_differ(watched, another_seed):
     one = {state.numpy().tobytes() for step in watched[1] for state in step.states}
-    other = {state.numpy().tobytes() for step in steps for state in step.states}
+    other = {state.numpy().tobytes() for step in another_seed for state in step.states}
     assert one & other == set()
+
+
+def test_the_orders_of_another_seed_differ(watched, another_seed):
+    for one, other in zip(watched[1], another_seed, strict=True):
+        assert one.given["y"].tolist() != other.given["y"].tolist(), one.name
 
 
 def test_only_training_images_are_augmented(tmp_path, monkeypatch):
@@ -660,7 +677,8 @@ UNUSUAL = [
     "--finetune-beta=0.2",
     "--finetune-gamma=2.5",
     "--full-fraction=0.375",
-    "--keep-bias=0.5",
+    "--fade-by=0",
+    "--free-by=1",
 ]
 
 
@@ -671,7 +689,7 @@ def unusual(tmp_path_factory):
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, steps)
-        assert short_run(tmp_path_factory.mktemp("unusual"), *UNUSUAL, *TWO_EACH[:1]) == 0
+        assert short_run(tmp_path_factory.mktemp("unusual"), *UNUSUAL, *TWO_EACH) == 0
     return steps
 
 
@@ -707,6 +725,12 @@ def test_a_setting_reaches_the_step_that_uses_it(unusual, name, argument, value)
 def test_a_step_has_as_many_images_as_its_stage_says(unusual, name, batch):
     sizes = [len(step.given["x"]) for step in unusual if step.name == name]
     assert sizes[:3] == [batch, batch, IMAGES - 2 * batch]
+
+
+def test_the_policy_decides_on_the_blocks_that_are_free_in_its_epoch(unusual):
+    steps = [step.given for step in unusual if step.name == "curriculum_step"]
+    late = [False, True, True]
+    assert [step["free"].tolist() for step in steps] == [late] * 3 + [[True] * 3] * 3
 
 
 def test_dropping_rises_to_its_setting(unusual):
@@ -776,10 +800,6 @@ def new_model(**changes):
     settings = Settings(**({"preset": "smoke", "depth": 8} | changes))
     data = SimpleNamespace(classes="abc", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     return train.make_model(settings, data, None, None)
-
-
-def test_a_new_policy_is_biased_towards_keeping_as_it_is_set():
-    assert new_model(keep_bias=0.75).policy.logit.bias.tolist() == [0.75] * 3
 
 
 def test_a_new_model_normalises_by_the_statistics_of_its_data():

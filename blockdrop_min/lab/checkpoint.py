@@ -144,8 +144,7 @@ def out_of_range(state, settings):
         "classes": 0 < len(state["classes"]) <= 100_000,
         "mean": len(state["mean"]) == 3,
         "std": len(state["std"]) == 3 and min(state["std"]) > 0,
-        "stage": state["stage"] in epochs,
-        "epoch": state["epoch"] <= epochs.get(state["stage"], 0),
+        "epoch": state["epoch"] <= epochs.get(state["stage"], -1),
         "sums": begun or state["step"] == 0,
         "seconds": state["seconds"] >= 0,
     }

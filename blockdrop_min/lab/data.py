@@ -113,7 +113,6 @@ class Data:
     mean, std: of the training pixels, in [0, 1], per channel.
     crop, pad: training images are padded by `pad` and cropped to `crop`.
     summary: one line: what was read, and what was left out.
-    fingerprint: other training images or labels have another; of `imagenet` the labels alone.
     """
 
     train: Split
@@ -125,7 +124,6 @@ class Data:
     crop: int
     pad: int
     summary: str = ""
-    fingerprint: str = ""
 
     def to(self, device):
         """Moves what is in memory to the device."""
@@ -174,9 +172,6 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
             with opened(path):
                 pass
         test = None
-    digest = hashlib.sha256(train.labels.numpy())
-    if train.in_memory:
-        digest.update(train.images.numpy())
     val = train.subset(order[:val_images])
     train = train.subset(order[val_images:])
     if train.in_memory:
@@ -188,8 +183,7 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         crop = image_size or 224
         pad = 0
     read = f"{len(train):,} training and {len(val):,} validation images, {len(classes):,} classes"
-    digest = digest.hexdigest()[:16]
-    return Data(train, val, test, classes, mean, std, crop, pad, read + found, digest)
+    return Data(train, val, test, classes, mean, std, crop, pad, read + found)
 
 
 def statistics(images):

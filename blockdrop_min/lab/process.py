@@ -85,10 +85,12 @@ def choose_device(name):
 
 
 def out_of_memory(problem):
-    """One line of advice if this error says that the memory does not suffice, else None."""
+    """One line of advice if this error says that memory does not suffice, or None."""
     text = str(problem).lower()
     if isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
         return "the memory does not suffice; try a smaller batch (--finetune-batch, ...) or --depth"
+    if "dataloader worker" in text:  # raised wherever this process is when a worker is killed
+        return "a process that reads images was killed; use --workers 0, or a smaller batch"
     return None
 
 

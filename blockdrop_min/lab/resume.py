@@ -37,7 +37,7 @@ def open_folder(out, settings):
     state, warning = read(out)
     theirs = state["settings"]
     differences = [
-        f"{flag(name)} {theirs.get(name)} there, {value} here"
+        f"{flag(name)} {theirs.get(name)!r} there, {value} here"
         for name, value in asdict(settings).items()
         if theirs.get(name) != value and name not in MAY_CHANGE
     ]

@@ -379,7 +379,7 @@ def test_a_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path)
     assert peak_of(lambda: read_file(tmp_path / "a")) < 50e6
 
 
-def test_records_that_share_their_bytes_are_refused(tmp_path):
+def test_a_record_that_is_said_to_be_longer_than_its_file_is_refused(tmp_path):
     data = bytearray(BYTES)
     entry = data.index(b"data/1", directory()) - len("archive/") - 46
     data[entry + 20 : entry + 28] = struct.pack("<II", 10**9, 10**9)  # its sizes

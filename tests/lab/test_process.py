@@ -287,7 +287,7 @@ def without_batch_statistics(monkeypatch):
 def test_two_processes_have_the_losses_of_one_on_the_same_batches(
     tmp_path, without_batch_statistics
 ):
-    flags = ["--full-fraction=0", "--keep-bias=0", "--pretrain-lr=0.001"]
+    flags = ["--full-fraction=0", "--pretrain-lr=0.001"]
     assert short_run(tmp_path / "one", *flags) == 0
     assert together(2, lambda rank: short_run(tmp_path / "two", *flags)) == [0, 0]
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):

@@ -11,6 +11,10 @@ from blockdrop_min.lab.settings import STAGES, Settings
 
 EPOCHS = {"pretrain": 2, "curriculum": 2, "finetune": 1}  # of the preset `smoke`
 
+ROW = dict.fromkeys(("epochs", "free", "distinct_policies"), 1) | dict.fromkeys(
+    ("seconds", "loss", "train_accuracy", "R", "A", "accuracy", "blocks_mean", "blocks_std"), 0.5
+)
+
 
 def put(folder, stage, epoch, step=0, trained=STAGES, **changes):
     """Saves the checkpoint of a run of `smoke` that stands there. Returns its settings as a dict.
@@ -21,7 +25,7 @@ def put(folder, stage, epoch, step=0, trained=STAGES, **changes):
     names = [name for name in STAGES[: STAGES.index(stage)] if name in trained]
     done = [(name, i) for name in names for i in range(EPOCHS[name])]
     done += [(stage, i) for i in range(epoch)]
-    state["metrics"] = [{"stage": name, "epoch": i} for name, i in done]
+    state["metrics"] = [ROW | {"stage": name, "epoch": i} for name, i in done]
     state["sums"] = {"loss": 1.0, "images": 1.0, "correct": 1.0} if step else {}
     save(folder, state | {"stage": stage, "epoch": epoch, "step": step})
     return state["settings"]

@@ -300,7 +300,7 @@ def test_both_networks_have_the_classes_of_the_data():
         ("curriculum-gamma", "inf", "at least 0"),
         ("finetune-gamma", "-1", "at least 0"),
         ("finetune-gamma", "nan", "nan"),
-        ("keep-bias", "nan", "between -20 and 20"),
+        ("curriculum-lr", "nan", "at least 0"),
         ("drop", "1.5", "between 0 and 1"),
         ("full-fraction", "-0.1", "between 0 and 1"),
         ("free-by", "2", "between 0 and 1"),

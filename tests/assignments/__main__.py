@@ -1,0 +1,40 @@
+"""python tests/assignments make OUT | grade SUBMISSION...: see README.md beside this file."""
+
+import argparse
+import sys
+
+from grading import grade_all
+from making import make
+
+
+def numbers(text):
+    """The numbers of "8", "1-11" or "1,4-6"."""
+    ends = [list(map(int, part.split("-"))) for part in text.split(",")]
+    return {number for end in ends for number in range(end[0], end[-1] + 1)}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python tests/assignments", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("make", help="write OUT/student and OUT/grader, and prove them")
+    made.add_argument("out", metavar="OUT")
+    graded = commands.add_parser("grade", help="grade students' folders")
+    graded.add_argument("submissions", nargs="+", metavar="SUBMISSION")
+    graded.add_argument("--json", metavar="FILE", help="write Gradescope's results.json")
+    graded.add_argument("--secret", type=int, default=0, help="seed of the examples, one a term")
+    for command in (made, graded):
+        command.add_argument("--tasks", type=numbers, metavar="1-12", help="these tasks only")
+    asked = parser.parse_args()
+    try:
+        if asked.command == "make":
+            make(asked.out, asked.tasks)
+        else:
+            grade_all(asked.submissions, asked.tasks, asked.secret, asked.json)
+    except ValueError as problem:
+        print(f"tests/assignments: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

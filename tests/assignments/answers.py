@@ -1,0 +1,119 @@
+"""Tasks 9, 10, 13 and 14: short functions that answer a question. `python check.py N` says what holds."""
+
+import itertools
+
+import torch
+
+
+def expected_gradient(loss, s, reward_of, baseline):
+    """The gradient in s that `loss` has in expectation over the samples, exactly: all 2^K policies are gone through.
+
+    A policy u is drawn with probability pi(u) = prod_k s_k^u_k (1 - s_k)^(1 - u_k), each image with
+    its own. How often it is drawn is a weight and is not differentiated; only the loss is.
+
+    loss: loss(s, u, A), a mean over images that is linear in A, like policy_loss. It may or may not
+        pass gradients through A.
+    s: [B, K], K small.
+    reward_of: reward_of(u), u [B, K] of 0/1 in s's dtype -> R [B]
+    baseline: baseline(s) -> b [B], subtracted from R; it may have a gradient in s.
+    Returns [B, K].
+    """
+    s = s.detach().requires_grad_()
+    total = 0
+    for policy in itertools.product((0.0, 1.0), repeat=s.shape[1]):
+        u = torch.tensor(policy, dtype=s.dtype).expand_as(s)
+        pi = torch.where(u == 1, s, 1 - s).prod(1).detach()  # [B]
+        A = reward_of(u) - baseline(s)
+        total = total + loss(s, u, pi * A)
+    return torch.autograd.grad(total, s)[0]
+
+
+def attached_factor(s):
+    """How often too much an image counts if the gradient also flows through the baseline in A.
+
+    The baseline is b(s) = sum_u pi(u) R(u), the expected reward. With A = R(u) - b(s) detached the
+    expected gradient is that of J; with A attached it is c(s) times as much. Measure c with
+    expected_gradient for some s, and find its law.
+
+    s: [B, K].
+    Returns c: [B].
+    """
+    return 1 + (-s * s.log() - (1 - s) * (1 - s).log()).sum(1)
+
+
+def broadcast_loss(log_pi, advantage):
+    """What -(advantage[:, None] * log_pi).mean() computes, without a tensor of B x B.
+
+    log_pi: [B].
+    advantage: [B].
+    Returns a scalar.
+    """
+    return -advantage.mean() * log_pi.mean()
+
+
+def silent_batch(count):
+    """Advantages [count] for which the silent loss has no gradient at all, though the right loss has one for every image.
+
+    count: at least 2.
+    """
+    advantage = torch.ones(count)
+    advantage[0] = 1 - count
+    return advantage
+
+
+def catches(loss):
+    """A test of policy losses: whether each image is judged by its own advantage, and by no other.
+
+    loss: loss(s, u, A) -> scalar; s, u [B, K] and A [B]. May be called 20 times at most.
+    Returns True for a right loss, False for one that mixes images.
+    """
+    u = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+
+    def gradients(advantage):
+        s = torch.tensor([[0.3, 0.6], [0.7, 0.2], [0.6, 0.9]], requires_grad=True)
+        return torch.autograd.grad(loss(s, u, torch.tensor(advantage)), s)[0]
+
+    before = gradients([2.0, -1.0, 4.0])
+    for i in range(3):
+        advantage = [2.0, -1.0, 4.0]
+        advantage[i] *= -3
+        expected = before.clone()
+        expected[i] *= -3
+        if not torch.allclose(gradients(advantage), expected, rtol=1e-3, atol=1e-6):
+            return False
+    return True
+
+
+def breakeven(right, keep, fewer, num_blocks, gamma):
+    """How probable a right prediction must stay for fewer blocks to earn as much reward.
+
+    right: the probability that the prediction is right with `keep` of the K blocks.
+    fewer: a smaller number of blocks.
+    num_blocks: K.
+    gamma: the penalty of a wrong prediction.
+    Returns the probability q at which `fewer` blocks earn, on average, what `keep` earn.
+    """
+    return right * (1 - (keep / num_blocks) ** 2 + gamma) / (1 - (fewer / num_blocks) ** 2 + gamma)
+
+
+def shuffled(u, generator):
+    """The same policies, each as often, but given to the images in random order.
+
+    u: [N, K].
+    generator: where the random numbers come from.
+    Returns [N, K].
+    """
+    return u[torch.randperm(len(u), generator=generator)]
+
+
+def gain(correct, correct_shuffled):
+    """What it is worth that each image has its own policy: (points of accuracy in percent, their standard error).
+
+    Both were measured on the same images, so the error is that of the difference, image by image.
+
+    correct: [N] bool, under the images' own policies.
+    correct_shuffled: [N] bool, under those of others.
+    Returns two floats.
+    """
+    difference = 100 * (correct.double() - correct_shuffled.double())
+    return difference.mean().item(), difference.std().item() / len(difference) ** 0.5
