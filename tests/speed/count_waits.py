@@ -7,8 +7,8 @@ wait, though not each need be one. `python tests/speed/count_waits.py`
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from test_device import MOST_WAITS, step_counts
 
