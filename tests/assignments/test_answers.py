@@ -78,6 +78,24 @@ def test_with_the_baseline_attached_the_expected_gradient_is_that_of_enumeration
     assert_same(found, sum_over_policies(s.clone().requires_grad_(), reward_of, expected))
 
 
+def any_linear_loss(s, u, A):
+    return (A * s[:, 0]).mean()
+
+
+def test_the_probability_of_a_policy_is_a_weight_and_is_not_differentiated():
+    s = torch.tensor([[0.25]], dtype=torch.float64)
+    # 0.25 x 1 x ds/ds + 0.75 x 0, and not the derivative of s x s, 0.5
+    found = expected_gradient(any_linear_loss, s, lambda u: u[:, 0], lambda s: torch.zeros(1))
+    assert found.tolist() == [[0.25]]
+
+
+def test_the_baseline_is_subtracted_and_differentiated_where_it_has_a_gradient():
+    s = torch.tensor([[0.25]], dtype=torch.float64)
+    # the derivative of (R - s) s is R - 2 s: 0.25 x (1 - 0.5) + 0.75 x (0 - 0.5)
+    found = expected_gradient(any_linear_loss, s, lambda u: u[:, 0], lambda s: s[:, 0])
+    assert found.tolist() == [[-0.25]]
+
+
 def test_the_expected_gradient_leaves_s_as_it_was():
     s = torch.tensor([[0.3, 0.6]], dtype=torch.float64)
     reward_of, _ = world(s, 0)
@@ -161,6 +179,7 @@ MIXING = {  # the silent loss first: it judges each image by the mean
     "scaled": lambda s, u, A: policy_loss(s, u, A / A.std()),
     "the first": lambda s, u, A: policy_loss(s, u, A[:1].expand_as(A)),
     "the last is another's": lambda s, u, A: policy_loss(s, u, torch.cat([A[:-1], A[:1]])),
+    "the others exchanged": lambda s, u, A: policy_loss(s, u, torch.cat([A[:1], A[1:].flip(0)])),
     "cumulative": lambda s, u, A: policy_loss(s, u, A.cumsum(0)),
 }
 
