@@ -19,7 +19,7 @@ from blockdrop_min import free_blocks, load_foreign
 from blockdrop_min.curriculum import curriculum_step, portion, warm_start_step
 from blockdrop_min.finetuning import finetune_step, settled_step
 from blockdrop_min.lab import process
-from blockdrop_min.lab.checkpoint import build, restore, save, save_metrics
+from blockdrop_min.lab.checkpoint import build, restore, restore_optimizer, save, save_metrics
 from blockdrop_min.lab.data import augment, load_data, seeded
 from blockdrop_min.lab.evaluation import run_policy
 from blockdrop_min.lab.files import locked, write_safely
@@ -81,14 +81,16 @@ def train_one_epoch(model, optimizer, data, state, settings, stage, log, receive
             elif stage.name == "curriculum":
                 alpha = settings.alpha + (1 - settings.alpha) * fade
                 beta = settings.curriculum_beta * (1 - fade)
-                gamma, classify = settings.curriculum_gamma, settings.classify
+                gamma = settings.curriculum_gamma
+                classify = settings.classify
                 loss, images = curriculum_step(
                     model, x, y, free, alpha, beta, gamma, generator, classify
                 )
             elif settings.policy == "learned" and fade < 1:
                 alpha = settings.alpha + (1 - settings.alpha) * fade
                 beta = settings.finetune_beta * (1 - fade)
-                gamma, full = settings.finetune_gamma, settings.full_fraction
+                gamma = settings.finetune_gamma
+                full = settings.full_fraction
                 loss, images = finetune_step(model, x, y, alpha, beta, gamma, generator, full)
             else:
                 loss, images = settled_step(model, x, y, settings.finetune_gamma)
@@ -183,7 +185,7 @@ def train(model, data, state, settings, out, log, received):
             state.update(stage=stage.name, epoch=0, step=0, sums={}, seconds=0.0, optimizer=None)
         optimizer = make_optimizer(model, stage)
         if state["optimizer"]:
-            optimizer.load_state_dict(state["optimizer"])
+            restore_optimizer(optimizer, state, out)
         while state["epoch"] < stage.epochs:
             try:
                 train_one_epoch(model, optimizer, data, state, settings, stage, log, received)
@@ -195,9 +197,8 @@ def train(model, data, state, settings, out, log, received):
                 advice = f"try a smaller --{stage.name}-lr, in another --out"
                 raise FloatingPointError(f"{problem} in {place}; {advice}") from None
             row = finish_epoch(model, data, state, settings, stage)
-            if row["epoch"] + 1 in range(0, stage.epochs + 1, settings.epochs_per_checkpoint) or (
-                row["epoch"] + 1 == stage.epochs
-            ):
+            last = state["epoch"] == stage.epochs
+            if last or state["epoch"] % settings.epochs_per_checkpoint == 0:
                 checkpoint(model, optimizer, state, out)
             log.row(row)
         if stage.name == "pretrain" and process.rank() == 0:

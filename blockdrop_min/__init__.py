@@ -14,27 +14,3 @@ from .masked_resnet import MaskedResNet, resnet
 from .policy_gradient import entropy, policy_loss
 from .policy_net import PolicyNet, bound, force_on, greedy, policy_net, sample
 from .rewards import reward
-
-__all__ = [
-    "BlockDrop",
-    "Cost",
-    "FixedPolicy",
-    "MaskedResNet",
-    "PolicyNet",
-    "bound",
-    "entropy",
-    "fast",
-    "force_on",
-    "free_blocks",
-    "greedy",
-    "load",
-    "load_foreign",
-    "policy_cost",
-    "policy_loss",
-    "policy_net",
-    "resnet",
-    "resnet_cost",
-    "reward",
-    "sample",
-    "static_policy",
-]

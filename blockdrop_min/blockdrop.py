@@ -28,15 +28,40 @@ class BlockDrop(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def prepare(self, x):
-        """Images as the networks want them: [B, 3, H, W] -> float, normalised, channels_last."""
+        """Images as the networks want them: [B, 3, H, W] -> float, normalised, channels_last.
+
+        x: uint8, or float in [0, 1].
+        """
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def forward(self, x):
-        """[B, 3, H, W], uint8 or float in [0, 1] -> logits [B, C] and the greedy policy [B, K]."""
-        x = self.prepare(x)
+        """[B, 3, H, W], integers to 255 or floats to 1 -> logits [B, C], greedy policy [B, K]."""
+        x = self.prepare(check_images(x).to(self.mean.device))
         u = greedy(self.policy(x))
         return self.resnet(x, u, execute="masked" if self.training else "sparse"), u
+
+
+def check_images(x):
+    """Images as [B, 3, H, W], uint8 or float in [0, 1], or ValueError.
+
+    x: a tensor or array [B, 3, H, W], or [B, 1, H, W] of grey images: integers in 0..255 or floats
+        in [0, 1]. What else it may mean is not guessed.
+    """
+    x = torch.as_tensor(x)
+    if x.dim() != 4 or x.shape[1] not in (1, 3):
+        allowed = "[B, 3, H, W], or [B, 1, H, W] if they are grey; add the batch with x[None]"
+        raise ValueError(f"images have shape {list(x.shape)}; it must be {allowed}")
+    high = 1 if x.is_floating_point() else 255
+    if x.dtype is torch.bool or x.is_complex():
+        raise ValueError(
+            f"images are {x.dtype}; they must be integers in 0..255 or floats in [0, 1]"
+        )
+    if x.dtype is not torch.uint8 and not ((x >= 0) & (x <= high)).all():
+        allowed = "integers must lie in 0..255 and floats in [0, 1], not normalised"
+        raise ValueError(f"images hold {x.dtype} out of range; {allowed}")
+    x = x if x.is_floating_point() else x.to(torch.uint8)
+    return x.expand(-1, 3, -1, -1)
 
 
 class FixedPolicy(nn.Module):

@@ -59,13 +59,14 @@ def curriculum_step(model, x, y, free, alpha, beta, gamma, generator, classify=0
     classify: weight of the warm start's loss, so that the features do not forget the classes.
     Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
     """
+    forced = int((~free).sum())
+    free = free.to(x.device)  # once
     features = model.policy.embed(x)
     s = model.policy.keep_probabilities(features)  # [B, K]
     s_bounded = force_on(bound(s, alpha), free)  # a forced block: probability 1, log 0, entropy 0
     u = sample(s_bounded, generator)
     u_greedy = force_on(greedy(s), free)
 
-    forced = int((~free).sum())
     correct, correct_greedy = correct_under(model.resnet, x, y, u, u_greedy, shared=forced)
     R = reward(u, correct, gamma)
     R_greedy = reward(u_greedy, correct_greedy, gamma)

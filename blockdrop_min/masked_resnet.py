@@ -127,11 +127,13 @@ def put(x, index, images):
 
 
 def kept_images(keep, device):
-    """For each block the indices of the images that keep it, all in one upload.
+    """For each block the indices of the images that keep it, all in one upload at most.
 
     keep: [B, n] bool, on the CPU.
     Returns n tensors of int64 on the device.
     """
+    if keep.all():  # nothing to upload
+        return [torch.arange(len(keep), device=device)] * keep.shape[1]
     images = keep.t().nonzero()[:, 1]  # block by block
     return images.to(device, non_blocking=True).split(keep.sum(0).tolist())
 

@@ -41,7 +41,8 @@ class PolicyNet(nn.Module):
 
     def embed(self, x):
         """[B, 3, H, W] -> features [B, num_features]"""
-        return self.features(F.avg_pool2d(x, 2) if self.half_size else x)
+        x = F.avg_pool2d(x, 2) if self.half_size else x
+        return self.features(x, execute="sparse")  # all blocks: no mask, no upload
 
     def keep_probabilities(self, features):
         """[B, num_features] -> s [B, K]"""

@@ -126,6 +126,12 @@ def images(count, height=9, width=None, seed=0):
     return torch.randn(count, 3, height, width or height, generator=rng(seed), dtype=torch.float64)
 
 
+def pictures(count, height=9, width=None, seed=0):
+    """Images in [0, 1], as a `BlockDrop` takes them."""
+    shape = (count, 3, height, width or height)
+    return torch.rand(shape, generator=rng(seed), dtype=torch.float64)
+
+
 def batch(count=6, seed=0, classes=5, size=9):
     """Images as the networks want them, and labels: float32 and int64."""
     x = torch.randn(count, 3, size, size, generator=rng(seed))

@@ -1,9 +1,10 @@
-"""Builders for the tests of data, stages, checkpoints, reports and programs: small files, data sets, models and runs."""
+"""Builders for the tests of what a run needs: small files, data sets, checkpoints and runs."""
 
 import hashlib
 import json
 import os
 import socket
+import sys
 import traceback
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,27 +15,56 @@ import torch
 from helpers import batch, pair, randomise, rng  # noqa: F401  (builders that tests take from here)
 from PIL import Image
 
-from blockdrop_min.lab import checkpoint
 from blockdrop_min.lab.checkpoint import build, read
 from blockdrop_min.lab.data import Data, Split
+from blockdrop_min.lab.files import write_safely
+from blockdrop_min.lab.log import Log
 from blockdrop_min.lab.settings import PRESETS, Settings
 
-# Every stage in a second, the last step under a settled policy: 72 images to learn from, in steps of 32, 32 and 8; 24 to
-# validate on and 24 to test on.
+# Every stage in a second, the last step under a settled policy: 72 images to learn from, in steps
+# of 32, 32 and 8; 24 to validate on and 24 to test on.
 SHORT = [
-    "--preset=smoke", "--device=cpu", "--image-size=16", "--train-images=96", "--val-images=24", "--pretrain-batch=32",
-    "--curriculum-batch=32", "--finetune-batch=32", "--pretrain-epochs=2", "--curriculum-epochs=3", "--warm-epochs=1",
+    "--preset=smoke",
+    "--device=cpu",
+    "--image-size=16",
+    "--train-images=96",
+    "--val-images=24",
+    "--pretrain-batch=32",
+    "--curriculum-batch=32",
+    "--finetune-batch=32",
+    "--pretrain-epochs=2",
+    "--curriculum-epochs=3",
+    "--warm-epochs=1",
     "--finetune-epochs=1",
-]  # fmt: skip
+]
+IMAGES = 72  # that such a run learns from
+EPOCHS = [  # (stage, epoch) of such a run
+    ("pretrain", 0),
+    ("pretrain", 1),
+    ("curriculum", 0),
+    ("curriculum", 1),
+    ("curriculum", 2),
+    ("finetune", 0),
+]
+STEPS = 3 * len(EPOCHS)
+STEP_FUNCTIONS = (
+    "pretrain_step",
+    "warm_start_step",
+    "curriculum_step",
+    "finetune_step",
+    "settled_step",
+)
 
 
-# ---------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------- files
 def solid(value, size=(8, 8)):
     """An image of one colour; `value` in red, its double in green, its triple in blue."""
     return Image.new("RGB", size, tuple(n * value % 256 for n in (1, 2, 3)))
 
 
-def write_tree(root, parts=("train", "test"), classes=("apple", "bee"), each=6, size=(8, 8), suffix=".png"):
+def write_tree(
+    root, parts=("train", "test"), classes=("apple", "bee"), each=6, size=(8, 8), suffix=".png"
+):
     """root/<part>/<class>/<i>.png, the images of a part each brighter than the one before."""
     for part in parts:
         for c, name in enumerate(classes):
@@ -47,14 +77,18 @@ def write_tree(root, parts=("train", "test"), classes=("apple", "bee"), each=6, 
 
 def contents(folder):
     """Path -> digest of every file under a folder."""
-    return {path: digest(path.read_bytes()) for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    return {
+        path: digest(path.read_bytes())
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
 
 
 def digest(data):
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-# ----------------------------------------------------------------------------------------------- models and data
+# --------------------------------------------------------------------------------- models and data
 def split(count=12, seed=0, classes=5, size=9):
     """A Split of random uint8 images."""
     images = torch.randint(256, (count, 3, size, size), generator=rng(seed), dtype=torch.uint8)
@@ -68,59 +102,129 @@ def small_data(count=40, classes=5, size=9):
 
 
 def state_of(**changes):
-    """A checkpoint's dict, as train.py makes it, of a random ResNet-8 with a small policy network; and the model."""
-    settings = Settings(**{**PRESETS["smoke"], "preset": "smoke", "policy_width": 2, **changes})
+    """A checkpoint's dict, as train.py makes it, of a small random model; and the model.
+
+    changes: of the preset `smoke`.
+    """
+    named = {"preset": "smoke", "policy_width": 2}
+    settings = Settings(**(PRESETS["smoke"] | named | changes))
     model = randomise(build(settings, 10, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), seed=3).eval()
     state = {
-        "settings": asdict(settings), "classes": tuple("abcdefghij"), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2),
-        "stage": "finetune", "epoch": 1, "step": 0, "sums": {}, "optimizer": None, "metrics": [],
-        "resnet": model.resnet.state_dict(), "policy": model.policy.state_dict(),
-    }  # fmt: skip
+        "settings": asdict(settings),
+        "classes": tuple("abcdefghij"),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.2, 0.2, 0.2),
+        "stage": "finetune",
+        "epoch": 1,
+        "step": 0,
+        "sums": {},
+        "seconds": 0.0,
+        "optimizer": None,
+        "metrics": [],
+        "resnet": model.resnet.state_dict(),
+        "policy": model.policy.state_dict(),
+    }
     return state, model
 
 
-# ----------------------------------------------------------------------------------------------------------- runs
+# -------------------------------------------------------------------------------------------- runs
 def short_run(out, *flags):
-    """train.py in this process, without its evaluation: the exit code. The last of several equal flags counts."""
+    """train.py in this process, without its evaluation: the exit code.
+
+    The last of several equal flags counts.
+    """
     import train
 
-    before, train.evaluate.main = train.evaluate.main, lambda arguments: 0
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.evaluate, "main", lambda arguments: 0)
         return train.main([*SHORT, "--out", str(out), *flags])
-    finally:
-        train.evaluate.main = before
 
 
 def rows(folder):
     """The rows of a run's metrics.jsonl, without what depends on the clock."""
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+    found = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    for row in found:
+        del row["seconds"]
+    return found
 
 
 def bits(folder):
-    """A run's newest checkpoint without what depends on the clock, as a flat dict: path in the dict -> digest or value."""
+    """A run's newest checkpoint without what depends on the clock, flat.
+
+    Returns path in the checkpoint's dict -> digest of a tensor, or the value.
+    """
     found = {}
 
     def walk(value, path):
-        if isinstance(value, (dict, list, tuple)):
-            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(value, dict):
+            for key, part in value.items():
                 walk(part, (*path, key))
+        elif isinstance(value, (list, tuple)):
+            for i, part in enumerate(value):
+                walk(part, (*path, i))
         elif path[-1] != "seconds":
-            found[path] = digest(value.numpy().tobytes()) if isinstance(value, torch.Tensor) else value
+            is_tensor = isinstance(value, torch.Tensor)
+            found[path] = digest(value.numpy().tobytes()) if is_tensor else value
 
-    walk(read(folder), ())
+    walk(read(folder)[0], ())
     return found
 
 
 def differences(one, other):
     """Where the newest checkpoints of two runs differ."""
-    one, other = bits(one), bits(other)
-    return sorted(str(path) for path in one.keys() | other.keys() if one.get(path) != other.get(path))
+    one = bits(one)
+    other = bits(other)
+    return sorted(
+        str(path) for path in one.keys() | other.keys() if one.get(path) != other.get(path)
+    )
 
 
-# --------------------------------------------------------------------------------------- things that go wrong
+def folder_flags(tree):
+    """Flags that make a short run one on the images of a folder from `write_tree`."""
+    return [
+        "--data=folder",
+        f"--data-dir={tree}",
+        "--image-size=0",
+        "--train-images=0",
+        "--val-images=4",
+    ]
+
+
+def watch_steps(patch, see):
+    """Calls see(name, model, x, y, ...) before each training step from now on."""
+    import train
+
+    def watched(name, step):
+        def act(*arguments):
+            see(name, *arguments)
+            return step(*arguments)
+
+        return act
+
+    for name in STEP_FUNCTIONS:
+        patch.setattr(train, name, watched(name, getattr(train, name)))
+
+
+def at_step(patch, count, act):
+    """Calls act() when the `count`-th training step from now on has been taken."""
+    left = [count]
+    step = Log.step
+
+    def counting(self, *arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            act()
+        step(self, *arguments)
+
+    patch.setattr(Log, "step", counting)
+
+
+# ---------------------------------------------------------------------------- things that go wrong
 def fork(act):
-    """A process that does act(), whose result is its exit code, and prints nothing. Returns its number."""
+    """A process that does act(), whose result is its exit code, and prints nothing.
+
+    Returns its number.
+    """
     number = os.fork()
     if number:
         return number
@@ -136,16 +240,25 @@ def fork(act):
 
 
 def together(count, act):
-    """Does act(rank) in so many processes, started as torchrun starts them. Returns their exit codes, or -signals."""
+    """Does act(rank) in so many processes, started as torchrun starts them.
+
+    Returns their exit codes, or -signals.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
     def member(rank):
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")  # fmt: skip
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(count),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            TORCHELASTIC_RUN_ID="test",
+        )
         return act(rank)
 
-    return [wait(process) for process in [fork(lambda rank=rank: member(rank)) for rank in range(count)]]
+    return [wait(process) for process in [fork(lambda r=r: member(r)) for r in range(count)]]
 
 
 def wait(number):
@@ -169,8 +282,13 @@ def fail(error):
 
 @contextmanager
 def disk(at=None, act=None):
-    """Gives the list of what the checkpoint module does to the disk; does act() in place of operation `at`, mid-write."""
-    done, fsync, replace = [], os.fsync, os.replace
+    """Gives the list of what `write_safely` and others do to the disk.
+
+    Does act() in place of operation `at`, mid-write.
+    """
+    done = []
+    fsync = os.fsync
+    replace = os.replace
 
     def operation(name, proceed):
         done.append(name)
@@ -179,11 +297,13 @@ def disk(at=None, act=None):
     class File:
         def __init__(self, *arguments):
             self.file = open(*arguments)  # noqa: SIM115
-            self.flush, self.fileno = self.file.flush, self.file.fileno
+            self.flush = self.file.flush
+            self.fileno = self.file.fileno
 
         def write(self, content):
-            self.file.write(content[: len(content) // 2])
-            operation("write", lambda: self.file.write(content[len(content) // 2 :]))
+            half = len(content) // 2
+            self.file.write(content[:half])
+            operation("write", lambda: self.file.write(content[half:]))
 
         def __enter__(self):
             return self
@@ -191,8 +311,11 @@ def disk(at=None, act=None):
         def __exit__(self, *_):
             self.file.close()
 
+    def opened(path, mode="r", **options):
+        return File(path, mode) if mode in ("wb", "xb") else open(path, mode, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "open", File, raising=False)
+        patch.setattr(sys.modules[write_safely.__module__], "open", opened, raising=False)
         patch.setattr(os, "fsync", lambda file: operation("fsync", lambda: fsync(file)))
         patch.setattr(os, "replace", lambda *paths: operation("replace", lambda: replace(*paths)))
         yield done

@@ -1,5 +1,7 @@
 """BlockDrop, the pair of networks; FixedPolicy, in the place of a policy network; static_policy."""
 
+import re
+
 import pytest
 import torch
 from helpers import (
@@ -7,8 +9,8 @@ from helpers import (
     assert_equal,
     assert_same,
     cases,
-    images,
     images_met,
+    pictures,
     policies,
     rng,
     seeds,
@@ -47,9 +49,10 @@ def test_float_images_are_normalised_but_not_scaled():
 @given(cases(families=("cifar",)))
 def test_the_logits_are_those_of_the_resnet_under_the_greedy_policy(case):
     policy = small_policy_net(case.K, seed=case.seed)
-    logits, u = BlockDrop(case.net, policy).eval()(case.x)
-    assert_equal(u, greedy(policy(case.x)))
-    assert_same(logits, case.net(case.x, u, "masked"))
+    x = case.x.sigmoid()
+    logits, u = BlockDrop(case.net, policy).eval()(x)
+    assert_equal(u, greedy(policy(x)))
+    assert_same(logits, case.net(x, u, "masked"))
 
 
 def test_both_networks_see_the_normalised_images():
@@ -65,7 +68,7 @@ def test_both_networks_see_the_normalised_images():
 
 def test_in_training_mode_blocks_run_masked():
     model = pair().train()
-    x = images(6)
+    x = pictures(6)
     logits, u = model(x)
     assert 0 < u.mean() < 1
     assert_same(logits, model.resnet(x, u, "masked"))
@@ -75,19 +78,19 @@ def test_in_training_mode_blocks_run_masked():
 def test_a_block_meets_the_images_that_keep_it_in_use_and_all_images_in_training(training):
     model = pair().train(training)
     counts = images_met(model.resnet)
-    kept = model(images(6))[1].sum(0).tolist()
+    kept = model(pictures(6))[1].sum(0).tolist()
     assert set(kept) - {0, 6}
     assert counts == ([6] * 3 if training else [count for count in kept if count])
 
 
 # ----------------------------------------------------------------------------------- the pair, laws
 def test_the_images_move_to_memory_format_channels_last():
-    assert pair().prepare(images(2)).is_contiguous(memory_format=torch.channels_last)
+    assert pair().prepare(pictures(2)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_images_of_another_memory_format_give_the_same():
     model = pair()
-    x = images(4)
+    x = pictures(4)
     assert_same(model(x.contiguous(memory_format=torch.channels_last)), model(x))
 
 
@@ -96,20 +99,66 @@ def test_normalisation_is_no_part_of_the_weights():
 
 
 def test_the_images_given_stay_as_they_are():
-    x = images(3)
+    x = pictures(3)
     before = x.clone()
     pair()(x)
     assert_equal(x, before)
 
 
+# ------------------------------------------------------------------- the images that the pair takes
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_integers_of_any_width_are_bytes(dtype):
+    x = torch.randint(256, (4, 3, 9, 9), generator=rng(0), dtype=torch.uint8)
+    model = pair().float()
+    assert_equal(model(x.to(dtype)), model(x))
+
+
+def test_an_array_is_as_good_as_a_tensor():
+    x = pictures(2)
+    assert_equal(pair()(x.numpy()), pair()(x))
+
+
+def test_a_grey_image_is_the_same_in_three_channels():
+    x = pictures(2)[:, :1]
+    assert_equal(pair()(x), pair()(x.repeat(1, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 9), (1, 9, 9, 3), (2, 4, 9, 9), (2, 2, 9, 9)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=f"images have shape {re.escape(str(list(shape)))}"):
+        pair()(torch.rand(shape))
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, torch.nan, torch.inf])
+def test_floats_outside_0_to_1_are_refused(value):
+    x = pictures(2)
+    x[1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match=r"images hold torch.float64 out of range"):
+        pair()(x)
+
+
+@pytest.mark.parametrize("value", [-1, 256])
+def test_integers_outside_a_byte_are_refused(value):
+    x = torch.zeros(2, 3, 9, 9, dtype=torch.int64)
+    x[1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match=r"images hold torch.int64 out of range"):
+        pair()(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_images_that_are_no_numbers_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"images are {dtype}"):
+        pair()(torch.zeros(1, 3, 9, 9, dtype=dtype))
+
+
 # ---------------------------------------------------------------------------------- the pair, edges
 def test_the_model_keeps_a_tie():
     model = BlockDrop(small_resnet(), Given(torch.tensor([[0.5, 0.49, 0.51]]))).double().eval()
-    assert model(images(1))[1].tolist() == [[1, 0, 1]]
+    assert model(pictures(1))[1].tolist() == [[1, 0, 1]]
 
 
 def test_a_batch_without_images_gives_no_logits_and_no_policies():
-    logits, u = pair()(images(0))
+    logits, u = pair()(pictures(0))
     assert logits.shape == (0, 5)
     assert u.shape == (0, 3)
 
@@ -126,9 +175,10 @@ def test_networks_that_disagree_in_K_are_refused(policy):
 @given(cases(families=("cifar",)), seeds)
 def test_a_fixed_policy_is_the_same_for_every_image(case, seed):
     u = policies(1, case.K, seed)[0]
-    logits, used = BlockDrop(case.net, FixedPolicy(u)).eval()(case.x)
+    x = case.x.sigmoid()
+    logits, used = BlockDrop(case.net, FixedPolicy(u)).eval()(x)
     assert_equal(used.double(), u.expand(case.B, -1))
-    assert_same(logits, case.net(case.x, u))
+    assert_same(logits, case.net(x, u))
 
 
 def test_a_fixed_policy_has_nothing_to_learn_and_is_saved():

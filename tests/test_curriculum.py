@@ -137,7 +137,7 @@ def test_an_impossible_epoch_or_size_is_refused(arguments):
 # ------------------------------------------------------------------------------------------ portion
 @pytest.mark.parametrize(
     ("fraction", "count", "expected"),
-    [(0, 6, 0), (0.1, 6, 1), (0.5, 6, 3), (1, 6, 6), (0.07, 100, 7), (0.55, 20, 11)],
+    [(0, 6, 0), (0.05, 6, 1), (0.1, 6, 1), (0.5, 6, 3), (1, 6, 6), (0.07, 100, 7), (0.55, 20, 11)],
 )
 def test_a_portion_is_rounded_up_but_not_by_a_rounding_error(fraction, count, expected):
     assert portion(fraction, count) == expected

@@ -113,6 +113,14 @@ def test_a_finetune_step_computes_the_blocks_that_its_policies_keep(full_fractio
     assert sum(counts) == u.sum() + u_greedy.sum() + 3 * full
 
 
+def test_no_image_passes_twice_unless_told():
+    model = ready()
+    x, y = batch()
+    told, _ = step(copy.deepcopy(model), x, y, full_fraction=0.0)
+    untold, _ = finetune_step(model, x, y, ALPHA, BETA, GAMMA, rng(0))
+    assert_equal(untold, told)
+
+
 @pytest.mark.parametrize(("full_fraction", "full"), [(0.0, []), (0.1, [1] * 3), (0.5, [3] * 3)])
 def test_a_share_of_the_images_rounded_up_also_passes_with_all_blocks_on(full_fraction, full):
     model = ready()

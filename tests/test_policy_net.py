@@ -239,6 +239,10 @@ def test_the_probabilities_of_a_policy_net_lie_between_0_and_1(seed):
     assert ((s >= 0) & (s <= 1)).all()
 
 
+def test_a_new_policy_net_prefers_no_block():
+    assert not policy_net(3).logit.bias.any()
+
+
 def test_its_probabilities_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert small_policy_net(3).float()(images(1).float()).dtype == torch.float32

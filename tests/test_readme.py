@@ -1,44 +1,59 @@
-"""What README says of the files is true."""
+"""What a user copies or follows in README works: flags and presets of commands, and links."""
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
 
+import evaluate
+from blockdrop_min.lab import settings
+
 ROOT = Path(__file__).parents[1]
-FILES = sorted([*ROOT.glob("blockdrop_min/*.py"), ROOT / "train.py", ROOT / "evaluate.py"])
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = ["README.md", "NOTES.md"]
+PARSERS = {"train.py": settings.make_parser, "evaluate.py": evaluate.make_parser}
 
 
-def code_lines(path):
-    """Lines that are neither blank nor of a comment nor of a docstring."""
-    source, documented = path.read_text(), set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    lines = enumerate(source.splitlines(), 1)
-    return sum(bool(line.strip()) and line.strip()[0] != "#" and number not in documented for number, line in lines)
+def commands(text):
+    """The commands in a document's code: a list of (program, its arguments as one string)."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text, flags=re.S)
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    found = []
+    for code in [*blocks, *spans]:
+        code = code.replace("\\\n", " ")
+        found += re.findall(r"(train\.py|evaluate\.py)\b([^;&|#]*)", code)
+    return found
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__init__.py"], ids=lambda path: path.name)
-def test_the_table_of_files_has_each_with_its_lines(path):
-    row = f"| `{path.relative_to(ROOT)}` | {code_lines(path)} |"
-    assert row in README
+def test_commands_are_found_in_blocks_and_spans():
+    block = "```bash\npython train.py --b \\\n 2\n```"
+    text = f"Do `python train.py --a 1; python evaluate.py x`.\n{block}"
+    found = [(program, arguments.split()) for program, arguments in commands(text)]
+    assert found == [
+        ("train.py", ["--b", "2"]),
+        ("train.py", ["--a", "1"]),
+        ("evaluate.py", ["x"]),
+    ]
 
 
-def test_the_table_of_files_adds_up():
-    assert f"| in all | {sum(map(code_lines, FILES))} |" in README
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_flag_of_a_command_is_one(name):
+    unknown = []
+    for program, arguments in commands((ROOT / name).read_text()):
+        known = PARSERS[program]().format_help()
+        flags = re.findall(r"(?<!\S)--[a-z-]+", arguments)
+        unknown += [(program, flag) for flag in flags if not re.search(rf"{flag}\b(?!-)", known)]
+    assert unknown == []
 
 
-def test_every_file_that_the_notes_name_is_there():
-    names = re.findall(r"`(?:tests/)?(test_\w+\.py)", (ROOT / "NOTES.md").read_text())
-    assert len(names) > 20 and all((ROOT / "tests" / name).exists() for name in names)
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_preset_of_a_command_is_one(name):
+    for _, arguments in commands((ROOT / name).read_text()):
+        for preset in re.findall(r"--preset[ =]([a-z0-9-]+)", arguments):
+            assert preset in settings.PRESETS
 
 
-def test_every_test_that_the_notes_name_is_there():
-    named = re.findall(r"`(test_\w+\.py)?::(test_\w+)(\.{3})?`", (ROOT / "NOTES.md").read_text())
-    assert len(named) > 10
-    for i, (file, test, cut) in enumerate(named):
-        file = file or next(before for before, _, _ in reversed(named[:i]) if before)  # `::test_...`: of the file named last
-        assert f"def {test}{'' if cut else '('}" in (ROOT / "tests" / file).read_text()
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_to_a_file_leads_to_one(name):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / name).read_text())
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert missing == []

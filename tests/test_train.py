@@ -1,5 +1,11 @@
-"""train.py and evaluate.py, as a user meets them: what they print, what they leave, how they stop, what they refuse."""
+"""train.py as a user meets it: what it prints and leaves; and its loop, watched step by step.
 
+Stopping and going on is in test_resuming.py, bad input in test_refusals.py.
+"""
+
+import inspect
+import io
+import itertools
 import json
 import os
 import pty
@@ -8,40 +14,53 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from urllib.error import URLError
+from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import SHORT, contents, differences, disk, fork, kill, rows, short_run, state_of, wait, write_tree
-from torchvision import datasets
+from helpers import assert_equal, pair
+from runs import (
+    EPOCHS,
+    IMAGES,
+    SHORT,
+    STEP_FUNCTIONS,
+    differences,
+    fork,
+    kill,
+    rows,
+    short_run,
+    wait,
+    write_tree,
+)
 
-import evaluate
 import train
 from blockdrop_min import load, load_foreign, resnet
-from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, read, save
-from blockdrop_min.lab.data import load_data
-from blockdrop_min.lab.log import COLUMNS, Log
+from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, read, restore
+from blockdrop_min.lab.data import Split, load_data
 from blockdrop_min.lab.evaluation import run_policy
-from blockdrop_min.lab.settings import parse
+from blockdrop_min.lab.log import COLUMNS
+from blockdrop_min.lab.settings import Settings, Stage, parse
+from blockdrop_min.policy_net import force_on, greedy
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-EPOCHS = [("pretrain", 0), ("pretrain", 1), ("curriculum", 0), ("curriculum", 1), ("curriculum", 2), ("finetune", 0)]
-STEPS = 3 * len(EPOCHS)
-
-
-def command(out, *flags):
-    return [sys.executable, "train.py", *SHORT, "--out", str(out), *flags]
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+PICTURES = {"keep_rates.png", "extremes.png", "tradeoff.png"}
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """(folder, process) of one run of all stages, as a command whose output goes into a pipe. Not to be changed."""
+    """(folder, process) of one run of all stages, a command that prints into a pipe.
+
+    Not to be changed.
+    """
     out = tmp_path_factory.mktemp("run") / "short"
-    return out, subprocess.run(command(out), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "train.py", *SHORT, "--out", str(out)]
+    process = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
+    return out, process
 
 
 @pytest.fixture
@@ -50,40 +69,17 @@ def run(finished, tmp_path):
     return shutil.copytree(finished[0], tmp_path / "run")
 
 
-def refused(capsys, before, call, *arguments, program="train.py"):
-    """The one line on stderr with which a program ends with exit code 2; the files of `before` are as they were."""
-    files = contents(before)
-    try:
-        code = call(*arguments)
-    except SystemExit as stopped:
-        code = stopped.code
-    error = capsys.readouterr().err
-    assert code == 2 and error.startswith(program) and error.count("\n") == 1 and error.endswith("\n")
-    assert {path: contents(before).get(path) for path in files} == files
-    return error
+# ---------------------------------------------------------------------------------- a run, by hand
+def test_a_run_ends_with_exit_code_0(finished):
+    assert finished[1].returncode == 0, finished[1].stderr
 
 
-def at_step(monkeypatch, count, act):
-    """Calls act() when the `count`-th training step from now on has been taken."""
-    left, step = [count], Log.step
-
-    def counting(self, *arguments):
-        left[0] -= 1
-        if left[0] == 0:
-            act()
-        step(self, *arguments)
-
-    monkeypatch.setattr(Log, "step", counting)
-
-
-# ----------------------------------------------------------------------------------- a run, by hand
-def test_a_run_ends_with_exit_code_0_and_no_word_on_stderr(finished):
-    assert (finished[1].returncode, finished[1].stderr) == (0, "")
+def test_a_run_says_nothing_on_stderr(finished):
+    assert finished[1].stderr == ""
 
 
 def test_a_run_leaves_its_files(finished):
-    pictures = {"keep_rates.png", "extremes.png", "tradeoff.png"}
-    expected = {NAME, PREVIOUS, "metrics.jsonl", "settings.json", "resnet.pt", ".lock"} | pictures
+    expected = {NAME, PREVIOUS, "metrics.jsonl", "settings.json", "resnet.pt", ".lock"} | PICTURES
     assert {path.name for path in finished[0].iterdir()} == expected
 
 
@@ -93,154 +89,234 @@ def test_the_metrics_have_one_row_an_epoch_in_order(finished):
 
 def test_every_row_has_what_the_table_shows_in_its_range(finished):
     for row in map(json.loads, (finished[0] / "metrics.jsonl").read_text().splitlines()):
-        assert row["seconds"] >= 0 and 0 <= row["accuracy"] <= 1 and 0 <= row["train_accuracy"] <= 1
-        assert 0 <= row["blocks_mean"] <= 3 and row["distinct_policies"] >= 1 and 0 <= row["free"] <= 3
+        assert row["seconds"] >= 0, row
+        assert 0 <= row["accuracy"] <= 1, row
+        assert 0 <= row["train_accuracy"] <= 1, row
+        assert 0 <= row["blocks_mean"] <= 3, row
+        assert 0 <= row["free"] <= 3, row
+        assert row["distinct_policies"] >= 1, row
+
+
+def test_epochs_in_which_the_policy_decides_have_rewards_and_no_others(finished):
+    for row in rows(finished[0]):
         decides = row["stage"] == "finetune" or row["free"] > 0
-        assert (row["R"] is not None) == (row["A"] is not None) == decides
+        assert (row["R"] is not None) == decides, row
+        assert (row["A"] is not None) == decides, row
 
 
-def test_blocks_that_are_not_free_are_kept_in_validation(tmp_path):
-    assert short_run(tmp_path, "--keep-bias=-20", "--free-by=1") == 0  # a policy that drops what it may drop
-    assert [(row["free"], row["blocks_mean"]) for row in rows(tmp_path)] == [(0, 3), (0, 3), (0, 3), (2, 1), (3, 0), (3, 0)]
+def test_blocks_that_are_not_free_are_kept_in_validation(tmp_path, monkeypatch):
+    def dropping(*arguments):
+        model = make_model(*arguments)
+        torch.nn.init.constant_(model.policy.logit.bias, -20)  # drops what it may drop
+        return model
 
-
-def test_every_step_has_the_learning_rate_of_its_place_in_the_stage(tmp_path, monkeypatch):
-    seen, update = [], train.update
-    monkeypatch.setattr(train, "update", lambda *given, **more: seen.append(given[3]) or update(*given, **more))
-    assert short_run(tmp_path) == 0
-    base, steps = {"pretrain": 0.05, "curriculum": 2e-3, "finetune": 1e-3}, {"pretrain": 6, "curriculum": 9, "finetune": 3}
-    expected = [rate * train.learning_rate("cosine", s, i / steps[s]) for s, rate in base.items() for i in range(steps[s])]
-    assert seen == pytest.approx(expected) and max(seen) > 0.04
+    make_model = train.make_model
+    monkeypatch.setattr(train, "make_model", dropping)
+    assert short_run(tmp_path, "--free-by=1") == 0
+    found = [(row["free"], row["blocks_mean"]) for row in rows(tmp_path)]
+    assert found == [(0, 3), (0, 3), (0, 3), (2, 1), (3, 0), (3, 0)]
 
 
 def test_the_settings_are_written_as_they_were(finished):
-    assert json.loads((finished[0] / "settings.json").read_text()) == asdict(parse(SHORT)[0])
+    written = json.loads((finished[0] / "settings.json").read_text())
+    assert f"torch {torch.__version__}" in written.pop("versions")
+    assert written == asdict(parse(SHORT)[0])
 
 
-def test_into_a_pipe_goes_one_header_and_one_row_an_epoch(finished):
-    lines = finished[1].stdout.splitlines()
-    headings = [heading for heading, _, _ in COLUMNS]
-    assert [re.split(r"  +", line.strip()) for line in lines].count(headings) == 1
-    shown = [line.split()[:2] for line in lines if re.match(r" *(pretrain|curriculum|finetune) +\d+/\d", line)]
-    assert shown == [[stage, f"{epoch + 1}/{dict(EPOCHS)[stage] + 1}"] for stage, epoch in EPOCHS]
+def test_into_a_pipe_goes_one_line_of_headings(finished):
+    headings = [word for heading, _, _ in COLUMNS for word in heading.split()]
+    lines = [line.split() for line in finished[1].stdout.splitlines()]
+    assert lines.count(headings) == 1
 
 
-def test_into_a_pipe_go_plain_lines(finished):
-    assert "\x1b" not in finished[1].stdout and "\r" not in finished[1].stdout
+def test_into_a_pipe_goes_one_row_an_epoch(finished):
+    pattern = r" *(pretrain|curriculum|finetune) +(\d)/(\d) "
+    shown = re.findall(pattern, finished[1].stdout)
+    epochs = dict(EPOCHS)
+    assert shown == [(stage, f"{epoch + 1}", f"{epochs[stage] + 1}") for stage, epoch in EPOCHS]
 
 
-@pytest.mark.parametrize("said", [
-    "preset smoke", "'image_size': 16", "seed 0",
-    "\ncpu, 1 process(es)", "1 threads", f"torch {torch.__version__}", "torchvision",
-])  # fmt: skip
+@pytest.mark.parametrize("code", ["\x1b", "\r"])
+def test_into_a_pipe_go_plain_lines(finished, code):
+    assert code not in finished[1].stdout
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "preset smoke",
+        "'image_size': 16",
+        "seed 0",
+        "cpu, 1 process(es), 1 threads",
+        f"torch {torch.__version__}",
+        "torchvision",
+        "commit ",
+        "pretrain 32 x 2, curriculum 32 x 3, finetune 32 x 1",
+    ],
+)
 def test_a_run_says_what_it_runs_and_where(finished, said):
-    assert said in "\n".join(finished[1].stdout.splitlines()[:2])
+    assert said in "\n".join(finished[1].stdout.splitlines()[:3])
 
 
-@pytest.mark.parametrize("name", ["full network", "BlockDrop", "FirstK", "RandomK", "DistributeK", "best static"])
-def test_a_run_ends_with_its_results_table(finished, name):
-    assert re.search(rf"│ {name} +│ +\d+\.\d\d │ +\d\.\d\d ± \d\.\d\d │", finished[1].stdout)
+def test_a_run_names_its_folder(finished):
+    assert f"folder {finished[0]}; " in finished[1].stdout
+
+
+def test_a_run_ends_with_its_results_table(finished):
+    table = finished[1].stdout.rpartition("finetune")[2]
+    assert "full network" in table
+    assert "BlockDrop" in table
 
 
 def test_plain_lines_between_the_rows_say_what_is_left(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("blockdrop_min.log.PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("blockdrop_min.lab.log.PLAIN_EVERY", 0.0)
     short_run(tmp_path, "--stages=pretrain", "--pretrain-epochs=1")
-    lines = re.findall(r"\d\d:\d\d:\d\d (pretrain 1/1: step \d/3), \d+ s left", capsys.readouterr().out)
+    pattern = r"\d\d:\d\d:\d\d (pretrain 1/1: step \d/3), \d+ s left"
+    lines = re.findall(pattern, capsys.readouterr().out)
     assert lines == [f"pretrain 1/1: step {step}/3" for step in (1, 2, 3)]
 
 
-# ------------------------------------------------------------------------------------ laws of a run
+def test_lines_reach_a_pipe_at_once(tmp_path, monkeypatch):
+    read_end, write_end = os.pipe()
+
+    def act():
+        monkeypatch.setattr(sys, "stdout", open(write_end, "w"))  # noqa: SIM115
+        return short_run(tmp_path, "--pretrain-epochs=100000")
+
+    process = fork(act)
+    with open(read_end) as lines:
+        assert lines.readline().startswith("preset smoke")
+    assert os.waitpid(process, os.WNOHANG) == (0, 0)
+    kill(signal.SIGKILL, process)()
+    assert wait(process) == -signal.SIGKILL
+
+
+def test_on_a_terminal_there_is_a_progress_bar_and_ctrl_c_stops_it(tmp_path, monkeypatch):
+    ours, theirs = pty.openpty()
+
+    def act():
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys, "stdout", open(theirs, "w"))  # noqa: SIM115
+        return short_run(tmp_path, "--pretrain-epochs=9999")
+
+    process = fork(act)
+    shown = b""
+    asked = False
+    while b"to go on" not in shown:
+        shown += os.read(ours, 4096)
+        if b"3/9999" in shown and not asked:
+            kill(signal.SIGINT, process)()
+            asked = True
+    assert wait(process) == 130
+    assert "━" in shown.decode(errors="ignore")
+    assert b"pretrain 1/9999" in shown
+    assert b"left" in shown
+
+
+# ---------------------------------------------------------------------- streams that are not there
+@pytest.mark.parametrize("name", ["exp[lr=0.1]", "a[/y]", "[bold]b", ":smile:"])
+def test_the_name_of_a_folder_is_never_markup(tmp_path, capsys, name):
+    assert short_run(tmp_path / name, "--stages=pretrain", "--pretrain-epochs=1") == 0
+    assert f"{tmp_path / name}; " in capsys.readouterr().out
+
+
+def test_what_a_stream_cannot_encode_is_replaced(tmp_path, monkeypatch):
+    with open(tmp_path / "said", "w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert short_run(tmp_path / "äöü ±") == 0
+    said = (tmp_path / "said").read_text("ascii")
+    assert "???" in said
+    assert re.search(r"finetune +1/1 .* \? ", said)
+    assert len(read(tmp_path / "äöü ±")[0]["metrics"]) == len(EPOCHS)
+
+
+def test_a_full_disk_behind_standard_output_does_not_end_a_run(tmp_path, monkeypatch, finished):
+    with open("/dev/full", "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert short_run(tmp_path) == 0
+    assert differences(tmp_path, finished[0]) == []
+
+
+def test_a_closed_standard_output_does_not_end_a_run(tmp_path, monkeypatch, finished):
+    monkeypatch.setattr(sys, "stdout", None)  # what `>&-` makes of it
+    assert short_run(tmp_path) == 0
+    assert differences(tmp_path, finished[0]) == []
+
+
+def test_a_pipe_that_nobody_reads_any_more_does_not_end_a_run(tmp_path, monkeypatch, finished):
+    def act():
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        monkeypatch.setattr(sys, "stdout", open(write_end, "w"))  # noqa: SIM115
+        return short_run(tmp_path)
+
+    assert wait(fork(act)) == 0
+    assert differences(tmp_path, finished[0]) == []
+
+
+def test_a_stream_of_text_without_a_file_is_written_to(tmp_path, monkeypatch):
+    stream = io.StringIO()  # as in a notebook
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert short_run(tmp_path, "--stages=pretrain") == 0
+    assert "pretrain     2/2" in stream.getvalue()
+
+
+@pytest.mark.parametrize("streams", ["| head -1", ">&-"])
+def test_a_whole_command_survives_its_standard_output(tmp_path, streams):
+    flags = ["--stages=pretrain", "--pretrain-epochs=1", "--policy=first:2", "--out", str(tmp_path)]
+    command = " ".join([sys.executable, "train.py", *SHORT, *flags, streams])
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    process = subprocess.run(shell, cwd=ROOT, env=environment, capture_output=True, timeout=300)
+    assert process.returncode == 0, process.stderr.decode()
+    assert process.stderr == b""
+    assert len(rows(tmp_path)) == 1
+
+
+# ----------------------------------------------------------------------------------- laws of a run
 def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
     assert short_run(tmp_path) == 0
-    assert differences(tmp_path, finished[0]) == [] and rows(tmp_path) == rows(finished[0])
+    assert differences(tmp_path, finished[0]) == []
+    assert rows(tmp_path) == rows(finished[0])
 
 
 def test_another_seed_gives_other_weights(finished, tmp_path):
     short_run(tmp_path, "--seed=1")
-    one, other = load(finished[0]).state_dict(), load(tmp_path).state_dict()
-    assert not any(torch.equal(one[name], other[name]) for name in one if not name.endswith("num_batches_tracked"))
-
-
-@pytest.fixture
-def labels_seen(monkeypatch):
-    """The labels of every training step from now on, a list a step."""
-    seen, step = [], train.take_step
-    monkeypatch.setattr(train, "take_step", lambda *arguments: seen.append(arguments[4].tolist()) or step(*arguments))
-    return seen
-
-
-def test_every_epoch_takes_each_training_image_once_the_last_short_batch_included(tmp_path, labels_seen):
-    short_run(tmp_path)
-    expected = sorted(load_data("shapes", None, 16, 96, 24).train.labels.tolist())
-    epochs = [[*labels_seen[i], *labels_seen[i + 1], *labels_seen[i + 2]] for i in range(0, STEPS, 3)]
-    assert [sorted(epoch) for epoch in epochs] == [expected] * len(EPOCHS)
-
-
-def test_the_order_of_the_images_changes_from_epoch_to_epoch(tmp_path, labels_seen):
-    short_run(tmp_path, "--stages=pretrain")
-    assert labels_seen[:3] != labels_seen[3:]
-
-
-def test_every_step_of_a_run_draws_numbers_of_its_own(tmp_path, monkeypatch):
-    seeds, augment = [], train.augment
-    monkeypatch.setattr(train, "augment", lambda x, *rest: seeds.append(rest[-1].initial_seed()) or augment(x, *rest))
-    short_run(tmp_path)
-    assert len(seeds) == len(set(seeds)) == STEPS
-
-
-def test_only_training_images_are_augmented(tmp_path, monkeypatch):
-    seen, augment = [], train.augment
-    monkeypatch.setattr(train, "augment", lambda x, *rest: seen.append(len(x)) or augment(x, *rest))
-    short_run(tmp_path)
-    assert sum(seen) == 72 * len(EPOCHS)
+    one = load(finished[0]).state_dict()
+    other = load(tmp_path).state_dict()
+    equal = [name for name in one if torch.equal(one[name], other[name])]
+    assert [name for name in equal if not name.endswith("num_batches_tracked")] == []
 
 
 def test_training_does_not_read_the_test_set(tmp_path, monkeypatch):
-    parts = []
-    monkeypatch.setattr(train, "load_data", lambda *arguments: parts.append(load_data(*arguments)) or parts[0])
+    loaded = []
+    monkeypatch.setattr(
+        train, "load_data", lambda *given: loaded.append(load_data(*given)) or loaded[0]
+    )
     short_run(tmp_path, "--stages=pretrain")
-    assert len(parts) == 1 and parts[0].test is None
+    assert [data.test for data in loaded] == [None]
 
 
-def test_the_same_command_again_trains_nothing_more(run, capsys, monkeypatch):
-    files = {path: data for path, data in contents(run).items() if path.name in (NAME, PREVIOUS, "metrics.jsonl")}
-    monkeypatch.setattr(train, "take_step", None)
-    assert train.main([*SHORT, "--out", str(run)]) == 0
-    assert {path: contents(run)[path] for path in files} == files
-    assert "BlockDrop" in capsys.readouterr().out
+def test_the_resnet_of_the_end_of_pretraining_is_left_in_a_file_of_its_own(finished, tmp_path):
+    assert short_run(tmp_path, "--stages=pretrain") == 0
+    left = torch.load(finished[0] / "resnet.pt", weights_only=True)
+    assert_equal(left, read(tmp_path)[0]["resnet"])
+    final = read(finished[0])[0]["resnet"]
+    assert not torch.equal(left["conv1.weight"], final["conv1.weight"])
 
 
-def test_stages_one_by_one_give_the_same_bits_as_in_one_go(finished, tmp_path):
-    for stages in ("pretrain", "pretrain,curriculum", "pretrain,curriculum,finetune"):
-        short_run(tmp_path, f"--stages={stages}")
-    assert differences(tmp_path, finished[0]) == []
-
-
-def test_a_profile_says_where_the_time_of_a_step_goes_and_saves_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "profile_stages", partial(train.profile_stages, steps=2))
-    assert train.main([*SHORT, "--out", str(tmp_path), "--profile"]) == 0
-    lines = [line.split(", milliseconds a step: ") for line in capsys.readouterr().out.splitlines() if "milliseconds" in line]
-    spent = {stage: {part[: part.rindex(" ")]: float(part.split()[-1]) for part in parts.split("; ")} for stage, parts in lines}
-    always = {"augmentation", "backward", "optimizer", "in all"}
-    assert {stage: parts.keys() - always for stage, parts in spent.items()} == {
-        "pretrain": {"ResNet, sampled"}, "curriculum": {"policy network", "ResNet, sampled and greedy"},
-        "finetune": {"policy network", "ResNet, sampled", "ResNet, greedy"},
-    }  # fmt: skip
-    for parts in spent.values():
-        whole = parts.pop("in all")
-        assert always - parts.keys() == {"in all"} and 0 < sum(parts.values()) <= whole + 0.5 and parts["backward"] > 0
-    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+def test_that_file_has_torchvisions_names(finished):
+    net = load_foreign(resnet(8), finished[0] / "resnet.pt")
+    for (name, p), q in zip(net.named_parameters(), resnet(8).parameters(), strict=True):
+        if p.dim() > 1:
+            assert not torch.equal(p, q), name
 
 
 def test_later_stages_can_start_from_the_resnet_of_another_run(finished, tmp_path):
     flags = ["--stages=curriculum,finetune", f"--resnet={finished[0] / 'resnet.pt'}"]
     assert short_run(tmp_path, *flags) == 0
     assert [row["stage"] for row in rows(tmp_path)] == ["curriculum"] * 3 + ["finetune"]
-
-
-def test_the_pretrained_resnet_is_left_in_a_file_of_torchvision_names(finished):
-    net = load_foreign(resnet(8), finished[0] / "resnet.pt")
-    assert all(not torch.equal(p, q) for p, q in zip(net.parameters(), resnet(8).parameters(), strict=True) if p.dim() > 1)
 
 
 @pytest.mark.parametrize("policy", ["first:2", "distribute:1", "random:2", "011"])
@@ -254,429 +330,593 @@ def test_a_fixed_policy_stays_fixed(tmp_path, policy):
 
 def test_a_policy_that_has_settled_stays_as_it_is_while_the_resnet_learns(tmp_path):
     assert short_run(tmp_path, "--finetune-epochs=2") == 0  # settles by half of it
-    before, after = read(tmp_path / PREVIOUS), read(tmp_path)
-    assert all(torch.equal(after["policy"][name], tensor) for name, tensor in before["policy"].items())
+    before = torch.load(tmp_path / PREVIOUS, weights_only=True)
+    after = torch.load(tmp_path / NAME, weights_only=True)
+    assert_equal(after["policy"], before["policy"])
     assert not torch.equal(after["resnet"]["conv1.weight"], before["resnet"]["conv1.weight"])
+
+
+def test_a_curriculum_leaves_the_resnet_bitwise_as_it_was(tmp_path):
+    assert short_run(tmp_path, "--stages=pretrain,curriculum") == 0
+    assert_equal(read(tmp_path)[0]["resnet"], torch.load(tmp_path / "resnet.pt"))
 
 
 def test_a_folder_of_images_goes_through_all_stages(tmp_path):
     tree = write_tree(tmp_path / "images", each=12, size=(16, 16))
-    flags = ["--data=folder", f"--data-dir={tree}", "--image-size=0", "--train-images=0", "--val-images=4"]
-    assert train.main([*SHORT, *flags, "--out", str(tmp_path / "run")]) == 0
+    flags = ["--data=folder", f"--data-dir={tree}", "--image-size=0", "--train-images=0"]
+    assert train.main([*SHORT, *flags, "--val-images=4", "--out", str(tmp_path / "run")]) == 0
 
 
 def test_images_streamed_from_files_go_through_all_stages(tmp_path):
     tree = write_tree(tmp_path / "images", each=9, size=(20, 30))
-    flags = ["--data=imagenet", f"--data-dir={tree}", "--image-size=32", "--train-images=0", "--val-images=3", "--workers=0"]
-    assert train.main([*SHORT, *flags, "--out", str(tmp_path / "run")]) == 0
+    flags = ["--data=imagenet", f"--data-dir={tree}", "--image-size=32", "--train-images=0"]
+    out = ["--val-images=3", "--workers=0", "--out", str(tmp_path / "run")]
+    assert train.main([*SHORT, *flags, *out]) == 0
 
 
 def test_training_in_bfloat16_ends_with_finite_float32_weights(tmp_path):
-    assert short_run(tmp_path, "--amp", "--pretrain-epochs=1", "--curriculum-epochs=1", "--warm-epochs=0") == 0
-    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in load(tmp_path).parameters())
+    flags = ["--amp", "--pretrain-epochs=1", "--curriculum-epochs=1", "--warm-epochs=0"]
+    assert short_run(tmp_path, *flags) == 0
+    for name, p in load(tmp_path).named_parameters():
+        assert p.dtype == torch.float32, name
+        assert p.isfinite().all(), name
 
 
-# ---------------------------------------------------------------------------- stopping and going on
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_a_run_with_its_exit_code_and_says_how_to_go_on(tmp_path, monkeypatch, capsys, number, code):
-    at_step(monkeypatch, 2, kill(number))
-    assert short_run(tmp_path) == code
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith(" ".join(["python train.py", *SHORT, "--out", str(tmp_path)])) and "to go on" in last
-    assert load(tmp_path).resnet.num_blocks == 3
+# -------------------------------------------------------------------------- the loop, step by step
+def watch(patch, steps):
+    """Appends to `steps` what each training step from now on is given, computes and changes."""
+
+    def watched(name):
+        original = getattr(train, name)
+
+        def act(model, *arguments):
+            bound = inspect.signature(original).bind(model, *arguments).arguments
+            generators = [a.get_state() for a in arguments if isinstance(a, torch.Generator)]
+            loss, images = original(model, *arguments)
+            learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
+            gradients = torch.autograd.grad(
+                loss, list(learning.values()), retain_graph=True, allow_unused=True
+            )
+            step = SimpleNamespace(
+                name=name,
+                given=bound,
+                augmented=patch.augmented,
+                states=[patch.augmented, *generators],
+                modes=(model.resnet.training, model.policy.training),
+                learning=set(learning),
+                gradients=dict(zip(learning, gradients, strict=True)),
+                loss=loss.item(),
+                images={key: value.double() for key, value in images.items()},
+                autocast=torch.is_autocast_enabled("cpu"),
+                model=model,
+            )
+            steps.append(step)
+            return loss, images
+
+        return act
+
+    def augment(x, crop, pad, generator):
+        patch.augmented = generator.get_state()
+        return original_augment(x, crop, pad, generator)
+
+    def make_optimizer(model, stage):
+        optimizer = original_make_optimizer(model, stage)
+        optimizer.register_step_pre_hook(before_step)
+        optimizer.register_step_post_hook(after_step)
+        return optimizer
+
+    def before_step(optimizer, *_):
+        step = steps[-1]
+        parameters = dict(step.model.named_parameters())
+        step.lr = [group["lr"] for group in optimizer.param_groups]
+        step.used = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
+        step.before = {n: p.detach().clone() for n, p in parameters.items()}
+
+    def after_step(optimizer, *_):
+        step = steps[-1]
+        parameters = dict(step.model.named_parameters())
+        step.moved = {n for n, p in parameters.items() if not torch.equal(p, step.before[n])}
+        del step.before
+
+    original_augment = train.augment
+    original_make_optimizer = train.make_optimizer
+    patch.setattr(train, "augment", augment)
+    patch.setattr(train, "make_optimizer", make_optimizer)
+    for name in STEP_FUNCTIONS:
+        patch.setattr(train, name, watched(name))
 
 
-def test_a_signal_while_the_last_epoch_is_validated_stops_the_run(tmp_path, monkeypatch, capsys):
-    finish = train.finish_epoch
-
-    def with_signal(model, data, state, settings):
-        if state["stage"] == "finetune":
-            kill(signal.SIGTERM)()
-        return finish(model, data, state, settings)
-
-    monkeypatch.setattr(train, "finish_epoch", with_signal)
-    assert short_run(tmp_path) == 143 and "to go on" in capsys.readouterr().out.splitlines()[-1]
-    assert rows(tmp_path)[-1]["stage"] == "finetune"
-
-
-def test_a_run_that_is_stopped_after_every_step_gives_the_same_bits(finished, tmp_path):
-    for _ in range(STEPS):
-        with pytest.MonkeyPatch.context() as patch:
-            at_step(patch, 1, kill(signal.SIGTERM))
-            assert short_run(tmp_path) == 143
-    assert short_run(tmp_path) == 0
-    assert differences(tmp_path, finished[0]) == [] and rows(tmp_path) == rows(finished[0])
+# Two epochs or more of each stage; in finetuning one of joint and one of settled steps.
+TWO_EACH = ["--finetune-epochs=2"]
+KINDS = [
+    *["pretrain_step"] * 6,
+    *["warm_start_step"] * 3,
+    *["curriculum_step"] * 6,
+    *["finetune_step"] * 3,
+    *["settled_step"] * 3,
+]
+SAMPLING = ("pretrain_step", "curriculum_step", "finetune_step")
+STAGES_OF = {
+    "pretrain_step": "pretrain",
+    "warm_start_step": "curriculum",
+    "curriculum_step": "curriculum",
+    "finetune_step": "finetune",
+    "settled_step": "finetune",
+}
 
 
-def test_checkpoints_can_be_rarer_and_change_nothing(finished, tmp_path, monkeypatch):
-    saved, save = [], train.save
-    monkeypatch.setattr(train, "save", lambda out, state: saved.append((state["stage"], state["epoch"])) or save(out, state))
-    assert short_run(tmp_path, "--epochs-per-checkpoint=2") == 0
-    assert saved == [("pretrain", 2), ("curriculum", 2), ("curriculum", 3), ("finetune", 1)]
-    assert rows(tmp_path) == rows(finished[0])
-    one, other = load(tmp_path).state_dict(), load(finished[0]).state_dict()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_lines_reach_a_pipe_at_once(tmp_path, monkeypatch):
-    read_end, write_end = os.pipe()
-
-    def act():
-        monkeypatch.setattr(sys, "stdout", open(write_end, "w"))  # noqa: SIM115
-        return short_run(tmp_path, "--pretrain-epochs=100000")
-
-    process = fork(act)
-    with open(read_end) as lines:
-        assert lines.readline().startswith("preset smoke") and os.waitpid(process, os.WNOHANG) == (0, 0)
-    kill(signal.SIGKILL, process)()
-    assert wait(process) == -signal.SIGKILL
-
-
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, run, capsys):
-    (run / NAME).write_bytes((run / NAME).read_bytes()[:5000])
-    assert short_run(run) == 0
-    assert differences(run, finished[0]) == [] and rows(run) == rows(finished[0])
-    assert PREVIOUS in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("at", [0, 1, 9, 10])  # of what is done to the disk: put aside, begin, rename the new one, then
-def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(finished, run, at):
-    (run / NAME).write_bytes(b"damaged")
-    with disk(at, kill(signal.SIGKILL)):
-        assert wait(fork(lambda: short_run(run))) == -signal.SIGKILL
-    assert short_run(run) == 0 and differences(run, finished[0]) == []
-
-
-def test_a_second_signal_stops_at_once_and_the_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with train.signals() as asked:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked == [signal.SIGTERM]
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_on_a_terminal_there_is_a_progress_bar_and_the_signal_of_ctrl_c_stops_it(tmp_path, monkeypatch):
-    ours, theirs = pty.openpty()
-
-    def act():
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(sys, "stdout", open(theirs, "w"))  # noqa: SIM115
-        return short_run(tmp_path, "--pretrain-epochs=9999")
-
-    process, shown, asked = fork(act), b"", False
-    while b"to go on" not in shown:
-        shown += os.read(ours, 4096)
-        if b"3/9999" in shown and not asked:
-            kill(signal.SIGINT, process)()
-            asked = True
-    assert wait(process) == 130
-    assert "━" in shown.decode(errors="ignore") and b"pretrain 1/9999" in shown and b"left" in shown
-
-
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_number_that_is_not_finite_stops_before_the_optimizer(tmp_path, monkeypatch, capsys, where):
-    step, kept = train.take_step, []
-
-    def spoilt(model, stage, *rest):
-        loss, seen = step(model, stage, *rest)
-        if stage == "finetune":
-            kept.append((model, {name: p.detach().clone() for name, p in model.named_parameters()}))
-            loss = loss * torch.nan if where == "loss" else loss + (0 * loss).sqrt()
-        return loss, seen
-
-    monkeypatch.setattr(train, "take_step", spoilt)
-    assert short_run(tmp_path) == 2
-    ((model, before),) = kept
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert "finetune, epoch 1, step 0" in "".join(capsys.readouterr()) and rows(tmp_path)[-1]["stage"] == "curriculum"
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "curriculum", "finetune"])
-def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(tmp_path, capsys, stage):
-    assert short_run(tmp_path, f"--{stage}-lr=1e30") == 2
-    said = [line for line in "".join(capsys.readouterr()).splitlines() if "not finite" in line]
-    assert len(said) == 1 and stage in said[0] and "another --out" in said[0] and "run again" not in said[0]
-
-
-# ----------------------------------------------------------------------------------------- evaluate
-@pytest.fixture(scope="session")
-def found(finished, tmp_path_factory):
-    """What evaluate.py --json writes of the finished run."""
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """(folder, steps) of a run whose every step was watched."""
     torch.set_num_threads(1)
-    copy, path = tmp_path_factory.mktemp("copy") / "run", tmp_path_factory.mktemp("json") / "found.json"
-    shutil.copytree(finished[0], copy)
-    assert evaluate.main([str(copy), "--json", str(path), "--device", "cpu"]) == 0
-    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    out = tmp_path_factory.mktemp("watched")
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, steps)
+        assert short_run(out, *TWO_EACH) == 0
+    return out, steps
+
+
+def test_each_stage_takes_the_steps_that_are_its_own(watched):
+    assert [step.name for step in watched[1]] == KINDS
 
 
 @pytest.mark.parametrize(
-    "key",
+    ("name", "resnet", "policy"),
     [
-        "accuracy", "full_accuracy", "blocks_mean", "blocks_std", "num_blocks", "flops_mean", "flops_std", "flops_full",
-        "flops_saved", "distinct_policies", "images", "baselines", "rank_correlation", "blocks_by_difficulty",
+        ("pretrain_step", True, False),
+        ("warm_start_step", False, True),
+        ("curriculum_step", False, True),
+        ("finetune_step", True, True),
     ],
-)  # fmt: skip
-def test_the_json_has_every_key(found, key):
-    assert key in found
+)
+def test_what_learns_is_in_training_mode_and_nothing_else_in_every_epoch(
+    watched, name, resnet, policy
+):
+    steps = [step for step in watched[1] if step.name == name]
+    assert [step.modes for step in steps] == [(resnet, policy)] * len(steps)
 
 
-def test_the_json_holds_accuracy_blocks_and_flops_of_every_rival(found):
-    names = ["full", "blockdrop", "first", "random", "distribute", "best static", "blind"]
-    assert list(found["baselines"]) == names
-    assert all(set(row) == {"accuracy", "blocks", "flops"} for row in found["baselines"].values())
+def test_the_resnet_is_in_training_mode_under_a_settled_policy_in_every_epoch(tmp_path):
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, steps)
+        assert short_run(tmp_path, "--policy=first:2", "--finetune-epochs=3") == 0
+    steps = [step for step in steps if step.name == "settled_step"]
+    assert len(steps) == 9
+    assert [step.modes[0] for step in steps] == [True] * 9
 
 
-def test_the_checkpoint_evaluates_to_the_same_numbers_by_hand(finished, found):
-    test = load_data("shapes", None, 16, 96, 24, with_test=True).test
-    logits, u = load(finished[0])(test.images)
-    assert found["accuracy"] == pytest.approx((logits.argmax(1) == test.labels).double().mean().item())
-    assert found["blocks_mean"] == pytest.approx(u.sum(1).mean().item()) and found["images"] == len(test)
-    assert found["flops_saved"] == pytest.approx(1 - found["flops_mean"] / found["flops_full"])
+@pytest.mark.parametrize("name", STEP_FUNCTIONS)
+def test_what_learns_in_a_step(watched, name):
+    networks = {
+        "pretrain_step": {"resnet"},
+        "warm_start_step": {"policy"},
+        "curriculum_step": {"policy"},
+        "finetune_step": {"resnet", "policy"},
+        "settled_step": {"resnet"},
+    }
+    for step in watched[1]:
+        if step.name == name:
+            assert {n.partition(".")[0] for n in step.used} == networks[name]
 
 
-def test_the_last_row_is_the_validation_of_the_checkpoint(finished):
+def test_the_optimizer_gets_the_gradient_of_this_steps_loss_alone(watched):
+    for i, step in enumerate(watched[1]):
+        expected = {n: g for n, g in step.gradients.items() if g is not None}
+        assert step.used.keys() == expected.keys(), (i, step.name)
+        for name, gradient in expected.items():
+            assert torch.equal(step.used[name], gradient), (i, step.name, name)
+
+
+def test_what_has_a_gradient_is_moved_and_nothing_else(watched):
+    for i, step in enumerate(watched[1]):
+        if step.lr == [0]:  # the first step of a stage
+            continue
+        with_gradient = {name for name, gradient in step.used.items() if gradient.any()}
+        assert with_gradient - step.moved == set(), (i, step.name)
+        assert step.moved - step.used.keys() == set(), (i, step.name)
+
+
+def test_every_step_has_the_learning_rate_of_its_place_in_the_stage(watched):
+    rates = {"pretrain": 0.05, "curriculum": 2e-3, "finetune": 1e-3}
+    counts = {"pretrain": 6, "curriculum": 9, "finetune": 6}
+    expected = []
+    for name, count in counts.items():
+        stage = Stage(name, 1, 1, 1.0)
+        for i in range(count):
+            expected.append(rates[name] * train.learning_rate("cosine", stage, i / count))
+    assert [step.lr for step in watched[1]] == [[pytest.approx(rate)] for rate in expected]
+    assert max(expected) > 0.04
+
+
+def test_every_column_is_the_mean_over_the_images_of_its_own_epoch(watched):
+    out, steps = watched
+    for i, row in enumerate(rows(out)):
+        epoch = steps[3 * i : 3 * i + 3]
+        counts = [len(step.images["correct"]) for step in epoch]
+        assert counts == [32, 32, 8]
+        loss = sum(step.loss * n for step, n in zip(epoch, counts, strict=True)) / IMAGES
+        assert row["loss"] == pytest.approx(loss, rel=1e-5), row
+        for column, key in (("train_accuracy", "correct"), ("R", "R"), ("A", "A")):
+            if key in epoch[0].images:
+                mean = torch.cat([step.images[key] for step in epoch]).mean().item()
+                assert row[column] == pytest.approx(mean, rel=1e-5, abs=1e-6), (row, column)
+            else:
+                assert row[column] is None, (row, column)
+
+
+def test_the_seconds_of_a_row_are_those_of_its_own_epoch(tmp_path, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(ticks)))
+    assert short_run(tmp_path, "--stages=pretrain", "--pretrain-epochs=3") == 0
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    assert seconds[0] > 0
+    assert seconds == [seconds[0]] * 3
+
+
+def test_every_row_is_the_validation_of_its_checkpoint_by_hand(tmp_path, monkeypatch):
+    val = load_data("shapes", None, 16, 96, 24).val
+    found = []
+    save = train.save
+
+    def measured(out, state):
+        model = restore(state, out)
+        free = torch.arange(3) >= 3 - state["metrics"][-1]["free"]
+        with torch.no_grad():
+            x = model.prepare(val.images)
+            u = force_on(greedy(model.policy(x)), free)
+            correct = model.resnet(x, u, execute="masked").argmax(1) == val.labels
+        found.append((correct.double().mean().item(), u.sum(1).double().mean().item()))
+        save(out, state)
+
+    monkeypatch.setattr(train, "save", measured)
+    assert short_run(tmp_path, *TWO_EACH, "--free-by=1") == 0
+    shown = [(row["accuracy"], row["blocks_mean"]) for row in rows(tmp_path)]
+    assert found == [pytest.approx(row) for row in shown]
+    assert len({blocks for _, blocks in found}) > 2
+
+
+def test_the_last_row_is_what_is_measured_of_the_checkpoint(finished):
     data = load_data("shapes", None, 16, 96, 24)
     result = run_policy(load(finished[0]), data.val, data.crop)
     last = rows(finished[0])[-1]
     assert (last["accuracy"], last["blocks_mean"]) == (result.accuracy, result.blocks_mean)
 
 
-def test_evaluating_changes_nothing_but_the_pictures(run):
-    files = {path: data for path, data in contents(run).items() if path.suffix != ".png"}
-    assert evaluate.main([str(run), "--device", "cpu"]) == 0
-    assert {path: contents(run)[path] for path in files} == files
+def test_every_epoch_takes_each_training_image_once_the_last_short_batch_included(watched):
+    expected = sorted(load_data("shapes", None, 16, 96, 24).train.labels.tolist())
+    labels = [step.given["y"].tolist() for step in watched[1]]
+    for i in range(0, len(labels), 3):
+        assert sorted([*labels[i], *labels[i + 1], *labels[i + 2]]) == expected, i
 
 
-def test_thresholds_add_rows_from_all_blocks_to_none(run, capsys, tmp_path):
-    evaluate.main([str(run), "--threshold", "0", "1.1", "--json", str(tmp_path / "found.json")])
-    blocks = {name: row["blocks"] for name, row in json.loads((tmp_path / "found.json").read_text())["baselines"].items()}
-    assert blocks["BlockDrop, s >= 0.0"] == 3 and blocks["BlockDrop, s >= 1.1"] == 0
-    assert "BlockDrop, s >= 1.1" in capsys.readouterr().out
+def test_the_order_of_the_images_is_new_in_every_epoch_of_every_stage(watched):
+    labels = [step.given["y"].tolist() for step in watched[1]]
+    orders = {str(labels[i : i + 3]) for i in range(0, len(labels), 3)}
+    assert len(orders) == len(labels) // 3
 
 
-def test_several_seeds_share_a_table_of_means_and_deviations(run, tmp_path, capsys):
-    short_run(tmp_path / "other", "--seed=1")
-    capsys.readouterr()
-    assert evaluate.main([str(run), str(tmp_path / "other")]) == 0
-    out = capsys.readouterr().out
-    assert "2 run(s)" in " ".join(out.split()) and re.search(r"│ BlockDrop +│ +\d+\.\d\d ± \d+\.\d\d │", out)
+def test_all_generators_of_all_steps_differ(watched):
+    # An image's flip and its sampled policy must not be functions of the same numbers.
+    states = [state.numpy().tobytes() for step in watched[1] for state in step.states]
+    assert len(states) == len(watched[1]) + sum(kind in SAMPLING for kind in KINDS)
+    assert len(set(states)) == len(states)
 
 
-def test_seeds_that_start_from_resnets_of_their_own_share_a_table(run, tmp_path, capsys):
-    for seed in (0, 1):
-        shutil.copy(run / "resnet.pt", tmp_path / f"resnet{seed}.pt")
-        flags = "--stages=finetune", "--policy=first:2", f"--resnet={tmp_path / f'resnet{seed}.pt'}", f"--seed={seed}"
-        assert short_run(tmp_path / str(seed), *flags) == 0
-    assert evaluate.main([str(tmp_path / "0"), str(tmp_path / "1")]) == 0
-    assert "2 run(s)" in " ".join(capsys.readouterr().out.split())
+@pytest.fixture(scope="module")
+def another_seed(tmp_path_factory):
+    """The steps of the watched run with another seed."""
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, steps)
+        assert short_run(tmp_path_factory.mktemp("seed"), *TWO_EACH, "--seed=1") == 0
+    return steps
 
 
-def test_the_mean_and_deviation_of_runs_by_hand():
-    assert evaluate.mean_std([90.0, 92.0, 94.0], "{:.2f}") == "92.00 ± 2.00"
-    assert evaluate.mean_std([90.0], "{:.2f}") == "90.00"
+def test_the_generators_of_another_seed_differ(watched, another_seed):
+    one = {state.numpy().tobytes() for step in watched[1] for state in step.states}
+    other = {state.numpy().tobytes() for step in another_seed for state in step.states}
+    assert one & other == set()
 
 
-def test_runs_that_differ_in_more_than_their_seed_get_tables_of_their_own(run, tmp_path, capsys):
-    short_run(tmp_path / "other", "--policy=first:2", "--pretrain-epochs=1")
-    capsys.readouterr()
-    assert evaluate.main([str(run), str(tmp_path / "other")]) == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert out.count("1 run(s)") == 2 and "first:2" in out
+def test_the_orders_of_another_seed_differ(watched, another_seed):
+    for one, other in zip(watched[1], another_seed, strict=True):
+        assert one.given["y"].tolist() != other.given["y"].tolist(), one.name
 
 
-def test_a_run_still_in_pretraining_gets_a_table_of_its_own_and_one_of_another_device_does_not(run, tmp_path, capsys):
-    short_run(tmp_path / "begun", "--stages=pretrain")
-    state = torch.load(tmp_path / "begun" / NAME, weights_only=True)
-    state["settings"]["stages"] = read(run)["settings"]["stages"]
-    save(tmp_path / "begun", state)
-    shutil.copytree(run, tmp_path / "elsewhere")
-    state = torch.load(run / NAME, weights_only=True)
-    state["settings"]["workers"] += 1
-    save(tmp_path / "elsewhere", state)
-    capsys.readouterr()
-    assert evaluate.main([str(run), str(tmp_path / "begun"), str(tmp_path / "elsewhere")]) == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert out.count("1 run(s)") == 1 and out.count("2 run(s)") == 1
+def test_only_training_images_are_augmented(tmp_path, monkeypatch):
+    seen = []
+    augment = train.augment
+    monkeypatch.setattr(train, "augment", lambda x, *rest: seen.append(len(x)) or augment(x, *rest))
+    short_run(tmp_path)
+    assert sum(seen) == IMAGES * len(EPOCHS)
 
 
-def test_a_quarter_of_difficulty_without_an_image_has_no_number(run, tmp_path, capsys, monkeypatch):
-    easy = train.load_data
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_stops_before_the_optimizer(
+    tmp_path, monkeypatch, capsys, where
+):
+    step = train.finetune_step
+    kept = []
 
-    def only_easy(*arguments, **options):
-        data = easy(*arguments, **options)
-        return replace(data, test=replace(data.test, difficulty=data.test.difficulty / 4))
+    def spoilt(model, *rest):
+        loss, images = step(model, *rest)
+        kept.append((model, {n: p.detach().clone() for n, p in model.named_parameters()}))
+        return loss * torch.nan if where == "loss" else loss + (0 * loss).sqrt(), images
 
-    monkeypatch.setattr(evaluate, "load_data", only_easy)
-    assert evaluate.main([str(run), "--json", str(tmp_path / "found.json")]) == 0
-    first, *others = json.loads((tmp_path / "found.json").read_text())["blocks_by_difficulty"]
-    assert first > 0 and others == [None] * 3 and ", none, none, none" in " ".join(capsys.readouterr().out.split())
-
-
-def test_a_run_that_only_pretrained_has_a_row_for_the_full_network(tmp_path, capsys):
-    assert train.main([*SHORT, "--stages=pretrain", "--out", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "full network" in out and "FirstK" not in out
+    monkeypatch.setattr(train, "finetune_step", spoilt)
+    assert short_run(tmp_path) == 2
+    ((model, before),) = kept
+    assert_equal(dict(model.named_parameters()), before)
+    assert "finetune, epoch 1, step 0" in capsys.readouterr().err
+    assert rows(tmp_path)[-1]["stage"] == "curriculum"
 
 
-def test_a_damaged_checkpoint_is_said_to_be_so_when_the_one_before_is_evaluated(run, capsys):
-    (run / NAME).write_bytes(b"damaged")
-    assert evaluate.main([str(run)]) == 0
+@pytest.mark.parametrize("stage", ["pretrain", "curriculum", "finetune"])
+def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(tmp_path, capsys, stage):
+    assert short_run(tmp_path, f"--{stage}-lr=1e30") == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"evaluate.py: {run / NAME}") and PREVIOUS in error and error.count("\n") == 1
+    assert error.count("\n") == 1
+    for said in ("not finite", f"smaller --{stage}-lr", "another --out"):
+        assert said in error
+    assert "run again" not in error
 
 
-def test_a_checkpoint_file_is_evaluated_like_its_folder(run, tmp_path, found):
-    evaluate.main([str(run / NAME), "--json", str(tmp_path / "found.json")])
-    assert json.loads((tmp_path / "found.json").read_text()) == found
+# ----------------------------------------------------------- settings reach the place of their use
+UNUSUAL = [
+    "--pretrain-batch=30",
+    "--curriculum-batch=28",
+    "--finetune-batch=26",
+    "--alpha=0.7",
+    "--drop=0.5",
+    "--curriculum-beta=0.3",
+    "--curriculum-gamma=1.5",
+    "--classify=0.25",
+    "--finetune-beta=0.2",
+    "--finetune-gamma=2.5",
+    "--full-fraction=0.375",
+    "--fade-by=0",
+    "--free-by=1",
+]
 
 
-# ---------------------------------------------------------------------------------------- bad input
-@pytest.mark.parametrize("flags", [["--preset=nosuch"], ["--alpha=0.5"], ["--depth=33"], ["--policy=first:0"], ["--nosuch=1"]])
-def test_a_bad_flag_makes_no_folder(capsys, tmp_path, flags):
-    refused(capsys, tmp_path, train.main, [*flags, "--out", str(tmp_path / "new")])
-    assert not (tmp_path / "new").exists()
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory):
+    """The steps of a run whose settings all differ from the defaults and from each other."""
+    torch.set_num_threads(1)
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, steps)
+        assert short_run(tmp_path_factory.mktemp("unusual"), *UNUSUAL, *TWO_EACH) == 0
+    return steps
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("name", "argument", "value"),
     [
-        (["--beta=77"], "there, 77.0 here"), (["--seed=3"], "seed 0 there, 3 here"),
-        (["--depth=14"], "depth 8 there, 14 here"), (["--image-size=8"], "image-size 16 there, 8 here"),
+        ("curriculum_step", "alpha", 0.7),
+        ("curriculum_step", "beta", 0.3),
+        ("curriculum_step", "gamma", 1.5),
+        ("curriculum_step", "classify", 0.25),
+        ("finetune_step", "alpha", 0.7),
+        ("finetune_step", "beta", 0.2),
+        ("finetune_step", "gamma", 2.5),
+        ("finetune_step", "full_fraction", 0.375),
+        ("settled_step", "gamma", 2.5),
     ],
-)  # fmt: skip
-def test_a_folder_with_a_run_of_other_settings_is_refused(capsys, run, flags, said):
-    assert said in refused(capsys, run, short_run, run, *flags)
-
-
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_folder_that_cannot_be_written_to_is_named(capsys, tmp_path, place):
-    (tmp_path / "file").write_text("mine")
-    assert "file" in refused(capsys, tmp_path, short_run, tmp_path / place)
-
-
-@pytest.mark.parametrize("settings", [None, [1], {"depth": 8}, {"depth": "8", "preset": []}])
-def test_a_checkpoint_whose_settings_are_damaged_is_refused(capsys, run, settings):
-    state = read(run)
-    for _ in range(2):  # the newest checkpoint and the one before
-        save(run, {**state, "settings": settings})
-    assert str(run) in refused(capsys, run, short_run, run)
-
-
-@pytest.mark.parametrize("content", [b"", b"text", None])
-def test_a_folder_whose_checkpoints_are_damaged_is_refused(capsys, run, content):
-    for name in (NAME, PREVIOUS):
-        (run / name).write_bytes((run / name).read_bytes()[:9000] if content is None else content)
-    assert str(run) in refused(capsys, run, short_run, run)
-    assert str(run) in refused(capsys, run, evaluate.main, [str(run)], program="evaluate.py")
-
-
-def folder_flags(tree):
-    return ["--data=folder", f"--data-dir={tree}", "--image-size=0", "--train-images=0", "--val-images=4"]
-
-
-def test_a_missing_data_folder_is_named(capsys, tmp_path):
-    assert "nowhere" in refused(capsys, tmp_path, short_run, tmp_path / "run", *folder_flags(tmp_path / "nowhere"))
-
-
-@pytest.mark.parametrize(("flags", "least"), [(["--image-size=9"], 10), (["--family=imagenet", "--depth=18"], 66)])
-def test_images_that_end_in_a_single_pixel_are_refused(capsys, tmp_path, flags, least):
-    assert f"{least} or more" in refused(capsys, tmp_path, short_run, tmp_path / "run", *flags)
-
-
-def test_a_corrupt_image_is_named(capsys, tmp_path):
-    tree = write_tree(tmp_path / "images")
-    (tree / "train" / "bee" / "bad.png").write_bytes(b"\x89PNG not really")
-    assert "bad.png" in refused(capsys, tree, short_run, tmp_path / "run", *folder_flags(tree))
-
-
-def test_a_data_set_without_a_network_is_named(capsys, tmp_path, monkeypatch):
-    def offline(*arguments, **options):
-        raise URLError("no route to host")
-
-    monkeypatch.setattr(datasets.CIFAR10, "__init__", offline)
-    flags = ["--data=cifar10", "--train-images=0", "--image-size=0", f"--data-dir={tmp_path}"]
-    assert "put cifar-10-python.tar.gz there" in refused(capsys, tmp_path, short_run, tmp_path / "run", *flags)
-
-
-def changed_classes(tmp_path, classes):
-    """(folder of a finished run on a tree of images, that tree, which now has other classes)."""
-    tree = write_tree(tmp_path / "images", size=(16, 16))
-    assert short_run(tmp_path / "run", *folder_flags(tree), "--stages=pretrain") == 0
-    shutil.rmtree(tree)
-    return tmp_path / "run", write_tree(tree, size=(16, 16), classes=classes)
-
-
-@pytest.mark.parametrize("classes", [("apple", "bee", "cow"), ("apple",), ("apple", "cow")])
-def test_data_whose_classes_are_not_those_of_the_checkpoint_is_refused(capsys, tmp_path, classes):
-    out, tree = changed_classes(tmp_path, classes)
-    more = "--stages=pretrain,curriculum"
-    assert "class" in refused(capsys, tmp_path, short_run, out, *folder_flags(tree), more)
-    assert "class" in refused(capsys, tmp_path, evaluate.main, [str(out)], program="evaluate.py")
-
-
-def test_settings_of_a_finished_run_are_not_overwritten_when_its_data_is_gone(capsys, tmp_path):
-    tree = write_tree(tmp_path / "images", size=(16, 16))
-    assert short_run(tmp_path / "run", *folder_flags(tree), "--stages=pretrain") == 0
-    shutil.rmtree(tree)
-    refused(capsys, tmp_path / "run", short_run, tmp_path / "run", *folder_flags(tree))
-
-
-@pytest.mark.parametrize("flag", ["resnet", "policy-start"])
-@pytest.mark.parametrize("content", [None, b"text", b""])
-def test_weights_that_cannot_be_read_are_named(capsys, tmp_path, flag, content):
-    if content is not None:
-        (tmp_path / "weights.pt").write_bytes(content)
-    assert "weights.pt" in refused(capsys, tmp_path, short_run, tmp_path / "run", f"--{flag}={tmp_path / 'weights.pt'}")
-
-
-def test_weights_of_another_depth_are_refused(capsys, tmp_path):
-    torch.save(resnet(14).state_dict(), tmp_path / "weights.pt")
-    said = refused(capsys, tmp_path, short_run, tmp_path / "run", f"--resnet={tmp_path / 'weights.pt'}")
-    assert "left over" in said
-
-
-def test_a_run_that_would_train_on_an_unpretrained_resnet_is_refused(capsys, tmp_path):
-    assert "--resnet" in refused(capsys, tmp_path, short_run, tmp_path / "run", "--stages=curriculum")
-
-
-def test_more_validation_images_than_there_are_images_is_refused(capsys, tmp_path):
-    assert "cannot be cut" in refused(capsys, tmp_path, short_run, tmp_path / "run", "--val-images=96")
-
-
-@pytest.mark.parametrize("device", ["nosuch", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(capsys, run, device):
-    assert device in refused(capsys, run, short_run, run, f"--device={device}")
-    assert device in refused(capsys, run, evaluate.main, [str(run), "--device", device], program="evaluate.py")
-
-
-def test_a_seed_that_the_generator_cannot_take_is_refused_by_name(capsys, tmp_path):
-    assert "seed" in refused(capsys, tmp_path, short_run, tmp_path / "run", f"--seed={10**20}")
-
-
-def test_a_bias_that_is_no_number_is_refused(capsys, tmp_path):
-    assert "keep-bias" in refused(capsys, tmp_path, short_run, tmp_path / "run", "--keep-bias=nan")
-
-
-def test_a_run_that_is_not_there_is_named(capsys, tmp_path):
-    assert "nowhere" in refused(capsys, tmp_path, evaluate.main, [str(tmp_path / "nowhere")], program="evaluate.py")
-
-
-def test_a_run_whose_parts_do_not_fit_is_refused(capsys, tmp_path):
-    state, _ = state_of()
-    save(tmp_path, {**state, "classes": ("a", "b")})
-    assert "fc.weight" in refused(capsys, tmp_path, evaluate.main, [str(tmp_path)], program="evaluate.py")
-
-
-def test_a_json_file_that_cannot_be_written_is_named(capsys, run):
-    arguments = [str(run), "--json", str(run / "nowhere" / "found.json")]
-    assert "found.json" in refused(capsys, run / "metrics.jsonl", evaluate.main, arguments, program="evaluate.py")
+)
+def test_a_setting_reaches_the_step_that_uses_it(unusual, name, argument, value):
+    first = next(step for step in unusual if step.name == name)
+    assert first.given[argument] == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
-    [(["--nosuch"], "--nosuch"), (["--threshold", "x"], "invalid float value"), (["--threshold", "nan"], "nan")],
+    ("name", "batch"),
+    [
+        ("pretrain_step", 30),
+        ("warm_start_step", 28),
+        ("curriculum_step", 28),
+        ("finetune_step", 26),
+        ("settled_step", 26),
+    ],
 )
-def test_a_bad_command_line_of_evaluate_is_refused(capsys, run, flags, said):
-    assert said in refused(capsys, run, evaluate.main, [str(run), *flags], program="evaluate.py")
+def test_a_step_has_as_many_images_as_its_stage_says(unusual, name, batch):
+    sizes = [len(step.given["x"]) for step in unusual if step.name == name]
+    assert sizes[:3] == [batch, batch, IMAGES - 2 * batch]
+
+
+def test_the_policy_decides_on_the_blocks_that_are_free_in_its_epoch(unusual):
+    steps = [step.given for step in unusual if step.name == "curriculum_step"]
+    late = [False, True, True]
+    assert [step["free"].tolist() for step in steps] == [late] * 3 + [[True] * 3] * 3
+
+
+def test_dropping_rises_to_its_setting(unusual):
+    found = [step.given["fraction"] for step in unusual if step.name == "pretrain_step"]
+    assert found == pytest.approx([0, 0, 1 / 3, 0.5, 0.5, 0.5])
+
+
+def test_exploration_fades_until_the_policy_settles(unusual):
+    steps = [step.given for step in unusual if step.name == "finetune_step"]
+    assert [step["alpha"] for step in steps] == pytest.approx([0.7, 0.8, 0.9])
+    assert [step["beta"] for step in steps] == pytest.approx([0.2, 0.4 / 3, 0.2 / 3])
+
+
+def test_exploration_fades_in_the_curriculum_by_its_own_setting(tmp_path):
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, steps)
+        short_run(tmp_path, "--fade-by=0.75", "--settle-by=0", "--finetune-epochs=2")
+    steps = [step for step in steps if step.name in SAMPLING[1:]]
+    expected = [0.8 + 0.2 * min(1, i / 9 / 0.75) for i in range(3, 9)] + [0.8] * 6
+    assert [step.given["alpha"] for step in steps] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("amp", [True, False])
+def test_mixed_precision_is_on_where_it_is_asked_for(tmp_path, amp):
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, steps)
+        short_run(tmp_path, "--amp" if amp else "--no-amp", "--pretrain-epochs=1")
+    assert [step.autocast for step in steps] == [amp] * len(steps)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_algorithms_are_on_where_they_are_asked_for(tmp_path, deterministic):
+    flag = "--deterministic" if deterministic else "--no-deterministic"
+    try:
+        short_run(tmp_path, flag, "--stages=pretrain", "--pretrain-epochs=1")
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_images_are_read_by_as_many_processes_as_are_asked_for(tmp_path, monkeypatch, workers):
+    asked = []
+    batches = Split.batches
+
+    def recorded(self, batch_size, order=None, workers=0, part=slice):
+        asked.append(workers)
+        return batches(self, batch_size, order, 0, part)
+
+    monkeypatch.setattr(Split, "batches", recorded)
+    flags = ["--stages=pretrain", "--pretrain-epochs=1", f"--workers={workers}"]
+    assert short_run(tmp_path, *flags) == 0
+    assert asked == [workers] * 2  # to learn from, and to validate on
+
+
+def test_the_data_are_loaded_as_the_settings_say(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "load_data", lambda *given: asked.append(given) or load_data(*given))
+    flags = ["--data-dir=there", "--train-images=60", "--val-images=20", "--image-size=18"]
+    assert short_run(tmp_path, *flags, "--stages=pretrain", "--pretrain-epochs=1") == 0
+    assert asked == [("shapes", "there", 18, 60, 20)]
+
+
+def new_model(**changes):
+    settings = Settings(**({"preset": "smoke", "depth": 8} | changes))
+    data = SimpleNamespace(classes="abc", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    return train.make_model(settings, data, None, None)
+
+
+def test_a_new_model_normalises_by_the_statistics_of_its_data():
+    model = new_model()
+    assert model.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert model.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+
+
+def test_a_new_model_is_a_function_of_its_seed():
+    one = new_model(seed=3).state_dict()
+    assert_equal(new_model(seed=3).state_dict(), one)
+    assert not torch.equal(new_model(seed=4).resnet.conv1.weight, one["resnet.conv1.weight"])
+
+
+def test_a_new_resnet_starts_from_the_file_that_is_named(tmp_path):
+    path = tmp_path / "resnet.pt"
+    torch.save(resnet(8, 3).state_dict(), path)
+    assert_equal(new_model(resnet=str(path)).resnet.state_dict(), torch.load(path))
+
+
+def test_a_new_policy_network_starts_from_the_file_that_is_named(tmp_path):
+    path = tmp_path / "resnet18.pt"
+    changes = {"family": "imagenet", "depth": 18, "policy_width": 64}
+    torch.save(new_model(seed=5, **changes).policy.features.state_dict(), path)
+    model = new_model(policy_start=str(path), **changes)
+    assert_equal(model.policy.features.state_dict(), torch.load(path))
+
+
+# ----------------------------------------------------------------------- parts of the loop by hand
+def stage(name, epochs=10, lr=0.1):
+    return Stage(name, epochs, 64, lr)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_network_that_learns_has_training_mode_and_gradients_whatever_came_before(learns):
+    network = pair().policy
+    for before in (True, False):
+        train.set_learning(network, before)
+        train.set_learning(network, learns)
+        assert {module.training for module in network.modules()} == {learns}
+        assert {p.requires_grad for p in network.parameters()} == {learns}
+
+
+@pytest.mark.parametrize("name", ["pretrain", "curriculum", "finetune"])
+def test_the_learning_rate_rises_and_falls_to_zero_by_hand(name):
+    rates = [train.learning_rate("cosine", stage(name), p) for p in (0, 0.1, 0.2, 0.6, 1)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("curriculum", [1, 1, 1, 1]), ("finetune", [1, 1, 0.1, 0.1])]
+)
+def test_the_authors_learning_rate_by_hand(name, expected):
+    rates = [train.learning_rate("step", stage(name), p) for p in (0, 0.79, 0.8, 1)]
+    assert rates == expected
+
+
+def test_the_authors_say_nothing_of_pretraining():
+    rates = [train.learning_rate("step", stage("pretrain"), p) for p in (0.1, 0.6)]
+    assert rates == pytest.approx([0.5, 0.5])
+
+
+def test_the_schedule_that_is_set_is_the_one_that_is_used(tmp_path):
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, steps)
+        assert short_run(tmp_path, "--schedule=step", "--finetune-epochs=2") == 0
+    finetuning = [step.lr for step in steps if STAGES_OF[step.name] == "finetune"]
+    assert finetuning == [[pytest.approx(rate)] for rate in [1e-3] * 5 + [1e-4]]
+
+
+def test_pretraining_has_the_sgd_of_its_field():
+    model = pair()
+    optimizer = train.make_optimizer(model, stage("pretrain", lr=0.05))
+    assert type(optimizer) is torch.optim.SGD
+    expected = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    assert expected.items() <= optimizer.param_groups[0].items()
+    assert optimizer.param_groups[0]["params"] == list(model.resnet.parameters())
+
+
+@pytest.mark.parametrize("name", ["curriculum", "finetune"])
+def test_the_later_stages_have_the_authors_adam(name):
+    optimizer = train.make_optimizer(pair(), stage(name, lr=0.25))
+    assert type(optimizer) is torch.optim.Adam
+    expected = {"lr": 0.25, "weight_decay": 0, "betas": (0.9, 0.999)}
+    assert expected.items() <= optimizer.param_groups[0].items()
+
+
+@pytest.mark.parametrize("free_by", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("epochs", [3, 8, 20])
+@pytest.mark.parametrize("warm", [0, 2])
+def test_blocks_become_free_from_the_last_to_the_first_once(free_by, epochs, warm):
+    settings = Settings(curriculum_epochs=epochs, warm_epochs=warm, free_by=free_by)
+    freed = []
+    for epoch in range(epochs):
+        freed.append(train.free_in_epoch(settings, stage("curriculum", epochs), epoch, 9).tolist())
+    counts = [sum(free) for free in freed]
+    assert freed[:warm] == [[False] * 9] * warm
+    assert counts == sorted(counts)
+    assert freed == [sorted(free) for free in freed]
+    assert free_by == 0 or counts[-1] == 9
+
+
+@pytest.mark.parametrize(("name", "free"), [("pretrain", False), ("finetune", True)])
+def test_no_block_is_free_in_pretraining_and_every_block_in_finetuning(name, free):
+    assert train.free_in_epoch(Settings(), stage(name), 0, 4).tolist() == [free] * 4
+
+
+@pytest.mark.parametrize(
+    ("fraction", "epochs"), [(0.07, 100), (0.14, 50), (0.55, 100), (0.29, 100)]
+)
+def test_a_fraction_of_the_epochs_frees_all_blocks_and_no_epoch_more(fraction, epochs):
+    # 0.07 * 100 is 7.000000000000001, which must not become 8.
+    settings = Settings(curriculum_epochs=epochs, warm_epochs=0, free_by=fraction)
+    last = round(fraction * epochs) - 1
+    counts = []
+    for epoch in (last - 1, last):
+        counts.append(train.free_in_epoch(settings, stage("curriculum", epochs), epoch, 900).sum())
+    assert counts[0] < 900
+    assert counts[1] == 900

@@ -1,7 +1,7 @@
-"""What a network costs, exactly: FLOPs = 2 x multiply-adds of convolutions and linear layers, for one image.
+"""What a network costs for one image: FLOPs = 2 x multiply-adds of convolutions, linear layers.
 
-This convention reproduces the paper's numbers and is that of torch.utils.flop_counter. Pooling, BatchNorm, ReLU and
-additions count nothing.
+This convention gives the paper's numbers and is that of torch.utils.flop_counter. Pooling,
+BatchNorm, ReLU and additions count nothing.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,19 @@ from torch import nn
 
 
 class Cost(NamedTuple):
-    """FLOPs of one image: `fixed` is always paid (stem, shortcuts, classifier); `blocks[k]` only if block k is kept."""
+    """FLOPs of one image.
+
+    fixed: always paid: stem, shortcuts, classifier.
+    blocks: blocks[k] is paid only if block k is kept.
+    """
 
     fixed: int
     blocks: tuple[int, ...]
 
     def of(self, u):
         """FLOPs under the policies u [B, K]. Returns [B] float64, exact to the integer."""
-        return self.fixed + u.double() @ torch.tensor(
-            self.blocks, dtype=torch.float64, device=u.device
-        )
+        blocks = torch.tensor(self.blocks, dtype=torch.float64, device=u.device)
+        return self.fixed + u.double() @ blocks
 
     @property
     def full(self):
@@ -32,17 +35,15 @@ def layer_cost(layer, size):
     """FLOPs of one layer on an image of this (height, width), and the size that it gives."""
     if isinstance(layer, nn.Linear):
         return 2 * layer.in_features * layer.out_features, size
-    if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
-        kernel, stride, padding = (
-            v if isinstance(v, int) else v[0]
-            for v in (layer.kernel_size, layer.stride, layer.padding)
-        )
-        size = tuple((side + 2 * padding - kernel) // stride + 1 for side in size)
-        if isinstance(layer, nn.Conv2d):
-            return 2 * kernel * kernel * layer.in_channels * layer.out_channels * size[0] * size[
-                1
-            ], size
-    return 0, size
+    if not isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+        return 0, size
+    kernel, stride, padding = layer.kernel_size, layer.stride, layer.padding
+    if isinstance(kernel, tuple):  # a convolution's; all windows here are square
+        kernel, stride, padding = kernel[0], stride[0], padding[0]
+    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in size)
+    if isinstance(layer, nn.MaxPool2d):
+        return 0, (height, width)
+    return 2 * layer.weight.numel() * height * width, (height, width)
 
 
 def chain_cost(layers, size):
@@ -59,9 +60,7 @@ def resnet_cost(net, image_size):
     fixed, size = chain_cost([net.conv1, net.maxpool], as_pair(image_size))
     blocks = []
     for block in net.blocks:
-        if (
-            block.downsample is not None
-        ):  # the shortcut is computed whether or not the block is kept
+        if block.downsample is not None:  # computed whether or not the block is kept
             fixed += chain_cost(block.downsample.children(), size)[0]
         convs = [layer for layer in block.children() if isinstance(layer, nn.Conv2d)]
         flops, size = chain_cost(convs, size)
@@ -79,7 +78,6 @@ def as_pair(image_size):
     """(height, width) of a size that may be one side."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(
-            f"image_size is {image_size}; it must be a side of at least 1 pixel, or (height, width)"
-        )
+        allowed = "a side of at least 1 pixel, or (height, width)"
+        raise ValueError(f"image_size is {image_size}; it must be {allowed}")
     return size

@@ -1,92 +1,119 @@
 """Data sets, the validation split, and augmentation of whole batches on the device.
 
-Small images live in memory as one uint8 tensor [N, 3, H, W]. `imagenet` is read from its files by worker processes, to
-256 x 256 pixels; everything after that is the same. Nothing here normalises: that is in `BlockDrop.prepare`.
+Small images live in memory as one uint8 tensor [N, 3, H, W]. `imagenet` is read from its files by
+worker processes, 256 x 256 pixels of each; everything after that is the same. Nothing here
+normalises: that is in `BlockDrop.prepare`. Read after shapes.py and images.py.
 """
 
 import functools
 import hashlib
+import re
+import socket
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch.utils.data import DataLoader, Subset
-from torchvision import datasets, transforms
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import datasets
 
+from .images import image_folder, opened
 from .shapes import SHAPES, make_shapes
 
-shapes = functools.lru_cache(2)(
-    make_shapes
-)  # train.py and the evaluation at its end draw the same ones
 DATA = ("shapes", "cifar10", "cifar100", "folder", "imagenet")
+CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, std
-SAMPLE = (
-    20_000 * 3 * 32 * 32
-)  # bytes of training images whose mean and standard deviation are taken
-STREAM_SIZE = 256  # side to which images that are not kept in memory are resized
+SAMPLE = 20_000 * 3 * 32 * 32  # bytes of training images whose mean and std are taken
+# The short side of a streamed image. torchvision published its weights V1 with 256 and a crop of
+# 224, as we do; its newer weights V2 with 232.
+STREAM_SIZE = 256
+PATIENCE = 8  # seconds for a server to answer; torchvision asks twice
+DRAWING = 130  # bytes a pixel that are in use while shapes are drawn, 500 images at a time
 
 
 def seeded(*key, device="cpu"):
-    """A random generator whose state is a function of the key: the same key gives the same numbers in any run."""
+    """A random generator whose state is a function of the key: the same numbers in any run."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels. images: uint8 [N, 3, H, W], or a data set that reads them; difficulty: [N] in [0, 1] or None."""
+    """Images with labels.
 
-    images: torch.Tensor | Subset
+    images: uint8 [N, 3, H, W], or a data set that reads them from files when asked.
+    labels: [N].
+    difficulty: [N] in [0, 1], or None.
+    """
+
+    images: torch.Tensor | Dataset
     labels: torch.Tensor
     difficulty: torch.Tensor | None = None
 
     def __len__(self):
         return len(self.labels)
 
+    @property
+    def in_memory(self):
+        """Whether the images are a tensor."""
+        return isinstance(self.images, torch.Tensor)
+
     def subset(self, index):
         """The images at `index` [n]."""
-        in_memory = isinstance(self.images, torch.Tensor)
+        images = self.images[index] if self.in_memory else Subset(self.images, index.tolist())
         difficulty = None if self.difficulty is None else self.difficulty[index]
-        return Split(
-            self.images[index] if in_memory else Subset(self.images, index.tolist()),
-            self.labels[index],
-            difficulty,
-        )
+        return Split(images, self.labels[index], difficulty)
 
     def to(self, device):
         """Moves what is in memory to the device."""
-        images = self.images.to(device) if isinstance(self.images, torch.Tensor) else self.images
+        images = self.images.to(device) if self.in_memory else self.images
         return Split(images, self.labels.to(device), self.difficulty)
 
     def batches(self, batch_size, order=None, workers=0, part=slice):
-        """Yields (x uint8 [B, 3, H, W], y [B]) in this order of indices, the last batch short. None: as they lie.
+        """Yields (x uint8 [B, 3, H, W], y [B]), the last batch short.
 
-        part: gives, for the size of a batch, the slice of it that is wanted; as it is, all of it.
+        order: indices; None: as the images lie.
+        workers: processes that read images from files; 0: this one reads them.
+        part: gives, for the size of a batch, the slice of it that is wanted; `slice`: all of it.
+        Raises ValueError, one line, if a file cannot be read or a worker dies.
         """
+        device = self.labels.device
         order = torch.arange(len(self)) if order is None else order
-        indices, device = (
-            [index[part(len(index))] for index in order.split(batch_size) if len(index)],
-            self.labels.device,
-        )
-        if isinstance(self.images, torch.Tensor):
-            for index in indices:
-                index = index.to(device)
+        if self.in_memory:
+            order = order.to(device)  # once: an upload in each step would wait for the last one
+        batches = [index[part(len(index))] for index in order.split(batch_size) if len(index)]
+        if self.in_memory:
+            for index in batches:
                 yield self.images[index], self.labels[index]
         else:
-            loader = DataLoader(
-                self.images,
-                batch_sampler=[index.tolist() for index in indices],
-                num_workers=workers,
-            )
-            for x, y in loader:
-                yield x.to(device, non_blocking=True), y.to(device)
+            batches = [index.tolist() for index in batches]
+            for x, y in read_batches(self.images, batches, workers, device.type == "cuda"):
+                yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+
+
+def read_batches(images, batches, workers, pin):
+    """A `DataLoader` over lists of indices, whose errors are one line each, a ValueError."""
+    try:
+        yield from DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=pin)
+    except (ValueError, RuntimeError) as problem:  # with the traceback of a worker
+        line = str(problem).strip().splitlines()[-1].removeprefix("ValueError: ")
+        if not isinstance(problem, ValueError):
+            line = f"reading images failed ({line}): /dev/shm may be too small; use --workers 0"
+        raise ValueError(line) from None
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run needs of its data set. Training images are cropped to `crop` after padding by `pad`, and flipped."""
+    """What a run needs of its data set.
+
+    train, val, test: `Split`s; test is None unless it was asked for.
+    classes: their names.
+    mean, std: of the training pixels, in [0, 1], per channel.
+    crop, pad: training images are padded by `pad` and cropped to `crop`.
+    summary: one line: what was read, and what was left out.
+    """
 
     train: Split
     val: Split
@@ -96,177 +123,170 @@ class Data:
     std: tuple[float, ...]
     crop: int
     pad: int
-    summary: str = ''
+    summary: str = ""
 
     def to(self, device):
         """Moves what is in memory to the device."""
-        parts = {
-            name: getattr(self, name).to(device)
-            for name in ("train", "val", "test")
-            if getattr(self, name)
-        }
-        return replace(self, **parts)
+        test = self.test.to(device) if self.test else None
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=test)
 
 
 def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_test=False):
-    """The data set `name`, one of DATA. The test set is read only if `with_test`.
+    """The data set `name`, one of DATA.
 
-    root: the folder of files (not for shapes).    image_size: side to which images are resized and cropped, 0 = as they are.
-    train_images: use this many, drawn at random; 0 = all (shapes: 8,000), validation images included.
-    val_images are cut from the training images; the cut does not depend on the run's seed.
-    Raises ValueError, one line, on missing, empty, corrupt or mixed-size files, and on splits that cannot be made.
+    root: the folder of files (not for shapes).
+    image_size: side to which images are resized and cropped; 0: as they are.
+    train_images: use this many, validation included, drawn at random; 0: all (shapes: 8,000).
+    val_images: cut from the training images; the cut does not depend on the run's seed.
+    with_test: read the test images, too.
+    Raises ValueError, one line, on missing, empty, corrupt or mixed-size files, on splits that
+        cannot be made, and on images that do not fit into memory.
     """
+    found = ""
     if name == "shapes":
-        size = image_size or 32
-        train, classes = Split(*shapes(train_images or 8_000, seed=0, size=size)), tuple(SHAPES)
-        test = (
-            Split(*shapes(max(len(SHAPES), min(2_000, len(train) // 4)), seed=1, size=size))
-            if with_test
-            else None
-        )
-    elif name in ("cifar10", "cifar100"):
+        train = shapes(train_images or 8_000, 0, image_size or 32)
+        test_images = max(len(SHAPES), min(2_000, len(train) // 4))
+        test = shapes(test_images, 1, image_size or 32) if with_test else None
+        classes = tuple(SHAPES)
+    elif name in CIFAR:
         if image_size not in (0, 32):
-            raise ValueError(
-                f"--image-size is {image_size}; images of {name} stay as they are, 32 pixels"
-            )
+            raise ValueError(f"--image-size is {image_size}; images of {name} stay as they are, 32")
         train, classes = cifar(name, root, True)
         test = cifar(name, root, False)[0] if with_test else None
     else:
-        if name == "imagenet" and image_size > STREAM_SIZE:
-            raise ValueError(
-                f"--image-size is {image_size}; it must be at most {STREAM_SIZE}, to which imagenet is resized"
-            )
-        size = STREAM_SIZE if name == "imagenet" else image_size
-        trees = [image_folder(Path(root), names, size) for names in (("train",), ("test", "val"))]
-        if trees[0].classes != trees[1].classes:
-            raise ValueError(f"{root}: the classes of train and of the test folder differ")
-        read = (
-            read_images
-            if name == "folder"
-            else lambda tree: Split(tree, torch.tensor(tree.targets))
-        )
-        train, test, classes = (
-            read(trees[0]),
-            read(trees[1]) if with_test else None,
-            tuple(trees[0].classes),
-        )
-        if test and name == "folder" and test.images.shape[1:] != train.images.shape[1:]:
-            sides = (
-                f"{test.images.shape[-1]} pixels wide and training images {train.images.shape[-1]}"
-            )
-            raise ValueError(f"{root}: test images are {sides}; resize them with --image-size")
-    train_images = train_images or len(train)
-    if not (0 < val_images < train_images <= len(train)):
-        raise ValueError(
-            f"{train_images} training images with {val_images} for validation cannot be cut from {len(train)}"
-        )
-    order = torch.randperm(len(train), generator=seeded("split"))[:train_images]
-    train, val = train.subset(order[val_images:]), train.subset(order[:val_images])
-    if isinstance(train.images, torch.Tensor):
-        pixels = train.images[: max(1, SAMPLE // train.images[0].numel())].float() / 255
-        mean, std, crop, pad = (
-            pixels.mean((0, 2, 3)),
-            pixels.std((0, 2, 3)),
-            train.images.shape[-1],
-            train.images.shape[-1] // 8,
-        )
-        return Data(
-            train,
-            val,
-            test,
-            classes,
-            tuple(mean.tolist()),
-            tuple(std.clamp_min(1e-3).tolist()),
-            crop,
-            pad,
-        )
-    return Data(train, val, test, classes, *IMAGENET, crop=image_size or 224, pad=0)
+        train, test, found = folders(name, Path(root), image_size)
+        classes = tuple(train.images.classes)
+    count = train_images or len(train)
+    if not 0 < val_images < count <= len(train):
+        cut = f"{count} training images with {val_images} for validation cannot be cut"
+        raise ValueError(f"{cut} from {len(train)}; change --train-images or --val-images")
+
+    order = torch.randperm(len(train), generator=seeded("split"))[:count]
+    if name == "folder":
+        train = read_images(train, order)
+        side = train.images.shape[-1]
+        test = read_images(test, torch.arange(len(test)), side) if with_test else None
+        order = torch.arange(count)
+    elif name == "imagenet" and not with_test:
+        for path in test.images.paths:  # what is no image is better found now than after training
+            with opened(path):
+                pass
+        test = None
+    val = train.subset(order[:val_images])
+    train = train.subset(order[val_images:])
+    if train.in_memory:
+        mean, std = statistics(train.images)
+        crop = train.images.shape[-1]
+        pad = crop // 8
+    else:
+        mean, std = IMAGENET
+        crop = image_size or 224
+        pad = 0
+    read = f"{len(train):,} training and {len(val):,} validation images, {len(classes):,} classes"
+    return Data(train, val, test, classes, mean, std, crop, pad, read + found)
+
+
+def statistics(images):
+    """Mean and standard deviation of the pixels of the first images, per channel."""
+    pixels = images[: max(1, SAMPLE // images[0].numel())].float() / 255
+    std = pixels.std((0, 2, 3)).clamp_min(1e-3)
+    return tuple(pixels.mean((0, 2, 3)).tolist()), tuple(std.tolist())
+
+
+def check_memory(needed):
+    """Raises ValueError if so many bytes are not free, where the system says so (Linux)."""
+    with suppress(OSError):
+        text = Path("/proc/meminfo").read_text()
+        free = int(re.search(r"MemAvailable: +(\d+)", text)[1]) * 1024
+        with suppress(OSError, ValueError):  # in a container; "max" is no limit
+            free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        if needed > free:
+            gib = f"{needed / 2**30:.1f} GiB of memory, of which {free / 2**30:.1f} are free"
+            raise ValueError(f"the images need {gib}; use a smaller --image-size or --train-images")
+
+
+@functools.lru_cache(2)  # train.py and the evaluation at its end draw the same ones
+def shapes(count, seed, size):
+    """Drawn shapes as a `Split`."""
+    check_memory(size**2 * (6 * count + DRAWING * min(count, 500)))
+    return Split(*make_shapes(count, seed, size))
 
 
 def cifar(name, root, train):
-    """CIFAR from its official files, downloaded by torchvision if they are not there."""
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    """CIFAR from its official files, downloaded by torchvision: a `Split`, and the classes."""
+    kind = CIFAR[name]
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
     try:
         data = kind(root, train=train, download=True)
-    except (OSError, RuntimeError, EOFError) as problem:
-        raise ValueError(
-            f"{name} is not in {root} and could not be downloaded ({problem}); put {kind.filename} there"
-        ) from None
-    return Split(
-        torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
-    ), tuple(data.classes)
+    except (OSError, RuntimeError, EOFError, HTTPException) as problem:
+        reason = " ".join(str(problem).split())
+        missing = f"{name} is not in {root} and could not be downloaded ({reason})"
+        raise ValueError(f"{missing}; put {kind.filename} there") from None
+    finally:
+        socket.setdefaulttimeout(before)
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return Split(images, torch.tensor(data.targets)), tuple(data.classes)
 
 
-def open_image(path):
-    """A file as an RGB image; ValueError, one line, if it is none."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as problem:  # Pillow's ways to say so
-        raise ValueError(
-            f"{path} cannot be read as an image ({type(problem).__name__}); repair or remove it"
-        ) from None
+def folders(name, root, image_size):
+    """The files of `folder` or `imagenet`: training and test `Split`, and what else was found."""
+    if name == "imagenet" and image_size > STREAM_SIZE:
+        limit = f"it must be at most {STREAM_SIZE}, to which imagenet is resized"
+        raise ValueError(f"--image-size is {image_size}; {limit}")
+    size = STREAM_SIZE if name == "imagenet" else image_size
+    train = image_folder(root, ("train",), size)
+    test = image_folder(root, ("test", "val"), size)
+    if train.classes != test.classes:
+        differ = ", ".join(sorted(set(train.classes) ^ set(test.classes))[:5])
+        raise ValueError(f"{root}: train and {test.root.name} have other classes: {differ}")
+    found = f"; test: {len(test):,} images in {test.root.name}"
+    left_out = [str(Path(path).relative_to(root)) for path in train.left_out + test.left_out]
+    if left_out:
+        names = ", ".join(left_out[:3] + ["..."] * (len(left_out) > 3))
+        found += f"; left out: {len(left_out):,} that are no images ({names})"
+    return *(Split(files, torch.tensor(files.labels)) for files in (train, test)), found
 
 
-def image_folder(root, names, size):
-    """The tree root/<one of names>/<class>/<image>; unless `size` is 0, the middle of images resized by their short side."""
-    found = [root / name for name in names if (root / name).is_dir()]
-    if not found:
-        raise ValueError(
-            f"{root} has no folder {' or '.join(names)}; expected {root / names[0]}/<class>/<image file>"
-        )
-    resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
-    try:
-        return datasets.ImageFolder(
-            found[0], transforms.Compose([*resize, transforms.PILToTensor()]), loader=open_image
-        )
-    except FileNotFoundError as problem:
-        raise ValueError(f"{found[0]}: {str(problem).splitlines()[0]}") from None
+def read_images(split, index, side=0):
+    """The images at `index` of a `Split` of files, in memory.
 
-
-def read_images(data):
-    """The images of an `image_folder`, in memory. ValueError unless they are square and of one size."""
-    first = data[0][0].shape
-    images = torch.empty(len(data), *first, dtype=torch.uint8)
-    for i, (path, _) in enumerate(data.samples):
-        image = data[i][0]
-        if image.shape != first:
-            raise ValueError(
-                f"{path} is {tuple(image.shape[1:])} pixels and others {tuple(first[1:])}; resize them with --image-size"
-            )
+    side: the side that they must have; 0: that of the first.
+    Raises ValueError if one is not square or has another side, or if they do not fit into memory.
+    """
+    files = split.images
+    side = side or files.size or files[index[0]][0].shape[1]
+    check_memory(6 * len(index) * side**2)
+    images = torch.empty(len(index), 3, side, side, dtype=torch.uint8)
+    for i, number in enumerate(index.tolist()):
+        image = files[number][0]
+        if image.shape != images[i].shape or side == 1:
+            sides = f"{image.shape[2]} x {image.shape[1]} pixels, not {side} x {side}"
+            advice = "use --image-size to make all squares of one size, of more than one pixel"
+            raise ValueError(f"{files.paths[number]} is {sides}; {advice}")
         images[i] = image
-    if first[1] != first[2]:
-        raise ValueError(
-            f"{data.root}: images are {first[1]} x {first[2]}; make them square with --image-size"
-        )
-    return Split(images, torch.tensor(data.targets))
+    return Split(images, split.labels[index])
 
 
 def augment(x, crop, pad, generator):
-    """Each image padded with black, cropped to `crop` at a random place, and flipped at random. Three numbers an image.
+    """Each image padded with black, cropped at a random place, and flipped or not at random.
 
-    x: uint8 [B, 3, H, W], on the generator's device.    Returns uint8 [B, 3, crop, crop], channels_last.
+    x: uint8 [B, 3, H, W], on the generator's device, which gives three numbers an image.
+    Returns uint8 [B, 3, crop, crop], channels_last.
     """
     x = F.pad(x, (pad, pad, pad, pad))
-    top, left, flip = torch.rand(len(x), 3, generator=generator, device=x.device).unbind(1)
-    offsets = [
-        (place * (side - crop + 1)).long()[:, None]
-        for place, side in zip((top, left), x.shape[2:], strict=True)
-    ]
-    rows, columns = (
-        offset + torch.arange(crop, device=x.device) for offset in offsets
-    )  # [B, crop]
-    columns = torch.where(flip[:, None] < 0.5, columns.flip(1), columns)
+    height, width = x.shape[2:]
+    top, left, flip = torch.rand(len(x), 3, 1, generator=generator, device=x.device).unbind(1)
+    pixels = torch.arange(crop, device=x.device)
+    rows = (top * (height - crop + 1)).long() + pixels  # [B, crop]
+    columns = (left * (width - crop + 1)).long() + pixels
+    columns = torch.where(flip < 0.5, columns.flip(1), columns)
     batch = torch.arange(len(x), device=x.device)[:, None, None]
     return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def centre_crop(x, crop):
     """The middle of each image. [B, 3, H, W] -> [B, 3, crop, crop]"""
-    top, left = (x.shape[2] - crop) // 2, (x.shape[3] - crop) // 2
+    top = (x.shape[2] - crop) // 2
+    left = (x.shape[3] - crop) // 2
     return x[:, :, top : top + crop, left : left + crop]

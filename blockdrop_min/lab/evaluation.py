@@ -1,4 +1,4 @@
-"""What a run has learned, measured: accuracy, blocks and FLOPs of its policy and of those that it has to beat."""
+"""What a policy achieves, measured, and the rivals that BlockDrop has to beat."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,19 @@ from .cost import policy_cost, resnet_cost
 from .data import centre_crop, seeded
 
 BATCH = 250
-DRAWS = 3  # random policies are averaged over this many draws
+DRAWS = 3  # what is random is averaged over this many draws
 SEARCH = 15  # static policies that the search for the best one tries
 
 
 @dataclass
 class Result:
-    """How a policy did on a split. correct: [N] bool.    u: [N, K].    flops: [N], policy network included."""
+    """How a policy did on a split.
+
+    correct: [N] bool, whether the predictions are right.
+    u: [N, K] of 0/1, the policies.
+    flops: [N] float64, the policy network's included.
+    flops_full: FLOPs of the full network.
+    """
 
     correct: torch.Tensor
     u: torch.Tensor
@@ -26,128 +32,172 @@ class Result:
     def __post_init__(self):
         blocks = self.u.sum(1).double()
         self.accuracy = self.correct.double().mean().item()
-        self.blocks_mean, self.blocks_std = blocks.mean().item(), blocks.std(correction=0).item()
-        self.flops_mean, self.flops_std = (
-            self.flops.mean().item(),
-            self.flops.std(correction=0).item(),
-        )
+        self.blocks_mean = blocks.mean().item()
+        self.blocks_std = blocks.std(correction=0).item()
+        self.flops_mean = self.flops.mean().item()
+        self.flops_std = self.flops.std(correction=0).item()
         self.flops_saved = 1 - self.flops_mean / self.flops_full
         self.distinct_policies = len(self.u.unique(dim=0))
 
 
-def flops_under(model, u, image_size, looks=True):
-    """FLOPs of each image under the policies u [B, K], the policy network's included if it `looks`: [B] float64.
-
-    A `FixedPolicy` looks at nothing.    Returns them, and the FLOPs of the full network.
-    """
-    cost = resnet_cost(model.resnet, image_size)
-    looks = looks and not isinstance(model.policy, FixedPolicy)
-    return cost.of(u) + (policy_cost(model.policy, image_size) if looks else 0), cost.full
-
-
 @torch.inference_mode()
-def run_policy(model, split, crop, u=None, free=None, threshold=None, workers=0):
-    """The model on all images of a split, under its greedy policy or under a given one. Sets eval mode.
+def run_policy(model, split, crop, u=None, free=None, workers=0):
+    """The model on all images of a split, under its greedy policy or under a given one.
 
-    u: [K] or [N, K], 0/1; None for the model's own policy, in which blocks that are not `free` [K] are forced on and
-    `threshold` may replace the model's.    Returns a `Result`, its tensors on the CPU.
+    Sets eval mode.
+
+    u: [K] or [N, K] of 0/1; None: the model's own policy.
+    free: [K] bool; in the model's own policy other blocks are forced on.
+    workers: processes that read images from files.
+    Returns a `Result`, its tensors on the CPU.
     """
     model.eval()
-    given = None if u is None else u.expand(len(split), -1).to(split.labels.device).split(BATCH)
-    correct, used = [], []
-    for i, (x, y) in enumerate(split.batches(BATCH)):
+    given = None if u is None else u.cpu().expand(len(split), -1).split(BATCH)
+    correct = []
+    used = []
+    for i, (x, y) in enumerate(split.batches(BATCH, workers=workers)):
         x = model.prepare(centre_crop(x, crop))
-        if given:
-            policies = given[i]
-        else:
-            policies = greedy(model.policy(x), model.threshold if threshold is None else threshold)
-            policies = force_on(policies, free)
+        policies = force_on(greedy(model.policy(x)), free) if u is None else given[i]
         logits = model.resnet(x, policies, execute="sparse")
-        correct.append((logits.argmax(1) == y).cpu())
-        used.append(policies.cpu())
-    used = torch.cat(used)
-    return Result(torch.cat(correct), used, *flops_under(model, used, crop, looks=not given))
+        correct.append(logits.argmax(1) == y)
+        used.append(policies)
+    correct = torch.cat(correct).cpu()  # once, at the end: each move waits for the GPU
+    used = torch.cat(used).cpu()
+    return Result(correct, used, *flops_under(model, used, crop, u is None))
 
 
-def best_static_policy(model, split, crop, start):
-    """The best policy [K] for all images that a search on this split finds, with as many blocks as those it starts from.
+def flops_under(model, u, image_size, own=True):
+    """FLOPs of images under the policies u [B, K]: [B] float64; and those of the full network.
 
-    start: policies [K] of equally many blocks. From the best of them on, one kept block at a time changes places
-    with a dropped one, and what is better is taken, until nothing is or SEARCH policies have been tried.
+    own: whether the policies are the model's own, so that its policy network is paid for.
     """
-    tried = {}
+    cost = resnet_cost(model.resnet, image_size)
+    flops = cost.of(u)
+    if own and not isinstance(model.policy, FixedPolicy):
+        flops += policy_cost(model.policy, image_size)
+    return flops, cost.full
 
-    def accuracy(u):
+
+def evaluate_policies(model, data, seed=0, workers=0, counted=None):
+    """BlockDrop and its rivals on the test set: name -> `Result`.
+
+    full: all blocks.
+    blockdrop: the model's own policy.
+    first, random, distribute: the paper's heuristics, with BlockDrop's mean number of blocks.
+    best static: the best policy of that many blocks for all images, searched on validation, or
+        that of `counted`, the best policies of 0, 1, ..., K blocks.
+    blind: random policies that keep each block as often as BlockDrop does, whatever the image.
+    """
+    num_blocks = model.resnet.num_blocks
+    segments = model.resnet.segments
+    generator = seeded(seed, "rivals")
+    ours = run_policy(model, data.test, data.crop, workers=workers)
+    keep = max(1, round(ours.blocks_mean))
+    rates = ours.u.mean(0)  # [K]
+
+    first = static_policy("first", keep, segments)
+    distribute = static_policy("distribute", keep, segments)
+    random = [static_policy("random", keep, segments, generator) for _ in range(DRAWS)]
+    often = torch.zeros(num_blocks).index_fill(0, rates.topk(keep).indices, 1.0)
+    start = [often, first, distribute]
+    if counted is None:
+        best = best_static_policy(model, data.val, data.crop, start, workers)
+    else:
+        best = counted[keep]
+    blind = [torch.bernoulli(rates.expand_as(ours.u), generator=generator) for _ in range(DRAWS)]
+
+    rivals = {"full": [torch.ones(num_blocks)], "first": [first], "random": random}
+    rivals |= {"distribute": [distribute], "best static": [best], "blind": blind}
+    results = {}
+    for name, draws in rivals.items():
+        draws = [run_policy(model, data.test, data.crop, u, workers=workers) for u in draws]
+        results[name] = pooled(draws)
+        if name == "full":
+            results["blockdrop"] = ours
+    return results
+
+
+def best_static_policy(model, split, crop, start, workers=0):
+    """The best policy for all images that a search on this split finds, with as many blocks.
+
+    From the best of the starts on, a kept block changes places with a dropped one, and what is
+    better is taken, until nothing is or SEARCH policies have been tried.
+
+    start: policies [K] of equally many blocks.
+    Returns u: [K].
+    """
+    tried = {}  # policy -> its accuracy
+    for u in start:
         key = tuple(u.tolist())
         if key not in tried:
-            tried[key] = run_policy(model, split, crop, u).accuracy
-        return tried[key]
+            tried[key] = run_policy(model, split, crop, u, workers=workers).accuracy
+    best = max(tried, key=tried.get)
+    generator = seeded("search")
+    swaps = swaps_of(best, generator)
+    while swaps and len(tried) < SEARCH:
+        kept, dropped = swaps.pop(0)
+        other = list(best)
+        other[kept] = 0.0
+        other[dropped] = 1.0
+        key = tuple(other)
+        if key in tried:
+            continue
+        tried[key] = run_policy(model, split, crop, torch.tensor(other), workers=workers).accuracy
+        if tried[key] > tried[best]:
+            best = key
+            swaps = swaps_of(best, generator)
+    return torch.tensor(best)
 
-    best = max(start, key=accuracy)
-    generator, improved = seeded("search"), True
-    while improved:
-        improved = False
-        swaps = torch.cartesian_prod(best.nonzero()[:, 0], (best == 0).nonzero()[:, 0])
-        for i in torch.randperm(len(swaps), generator=generator).tolist():
-            on, off = swaps[i].tolist()
-            other = best.clone()
-            other[on], other[off] = 0, 1
-            if len(tried) < SEARCH and accuracy(other) > accuracy(best):
-                best, improved = other, True
-                break
-    return best
+
+def swaps_of(u, generator):
+    """All pairs [a kept block, a dropped one] of a policy, in random order."""
+    u = torch.tensor(u)
+    swaps = torch.cartesian_prod(u.nonzero()[:, 0], (u == 0).nonzero()[:, 0])
+    return swaps[torch.randperm(len(swaps), generator=generator)].tolist()
 
 
 def pooled(results):
-    """Several draws of one kind of policy as one result over all their images."""
-    parts = (
-        torch.cat([getattr(result, part) for result in results])
-        for part in ("correct", "u", "flops")
-    )
-    return Result(*parts, results[0].flops_full)
+    """Several draws of one kind of policy as one `Result` over all their images."""
+    correct = torch.cat([result.correct for result in results])
+    u = torch.cat([result.u for result in results])
+    flops = torch.cat([result.flops for result in results])
+    return Result(correct, u, flops, results[0].flops_full)
 
 
-def compare(model, data, seed=0):
-    """BlockDrop and its rivals on the test set: a dict name -> `Result`.
+def dealt_loss(model, data, ours, seed=0, workers=0):
+    """What is lost if the same policies are dealt to other images: the accuracy and its error.
 
-    first, random, distribute: the paper's heuristics with BlockDrop's number of blocks, rounded.    best static: the best
-    policy of that many blocks for all images, searched on the validation split.    blind: random policies that keep each
-    block as often as BlockDrop does, whatever the image.
+    Near 0 if the policy does not depend on the image, whatever the number of policies.
+
+    ours: the `Result` of the policies on the test set.
+    Returns the loss, a mean over images and DRAWS deals, and its standard error over images.
     """
-    K, crop, generator = model.resnet.num_blocks, data.crop, seeded(seed, "rivals")
+    generator = seeded(seed, "deals")
+    losses = []
+    for _ in range(DRAWS):
+        u = ours.u[torch.randperm(len(ours.u), generator=generator)]
+        dealt = run_policy(model, data.test, data.crop, u, workers=workers)
+        losses.append(ours.correct.double() - dealt.correct.double())
+    return mean_and_error(torch.stack(losses).mean(0))
 
-    def test(u=None):
-        return run_policy(model, data.test, crop, u)
 
-    ours = test()
-    keep, rates = max(1, round(ours.blocks_mean)), ours.u.mean(0)
-    static = {
-        kind: static_policy(kind, keep, model.resnet.segments) for kind in ("first", "distribute")
-    }
-    random = [static_policy("random", keep, model.resnet.segments, generator) for _ in range(DRAWS)]
-    often = torch.zeros(K).index_fill(0, rates.topk(keep).indices, 1.0)
-    best = best_static_policy(model, data.val, crop, [often, *static.values()])
-    blind = [
-        torch.bernoulli(rates.expand(len(data.test), K), generator=generator) for _ in range(DRAWS)
-    ]
-    return {
-        "full": test(torch.ones(K)),
-        "blockdrop": ours,
-        "first": test(static["first"]),
-        "random": pooled([test(u) for u in random]),
-        "distribute": test(static["distribute"]),
-        "best static": test(best),
-        "blind": pooled([test(u) for u in blind]),
-    }
+def mean_and_error(values):
+    """The mean of values [N] and its standard error; of one value, 0."""
+    error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(0.0)
+    return values.mean().item(), error.item()
 
 
 def rank_correlation(a, b):
-    """Spearman's rank correlation of two [N], ties sharing their mean rank; 0 if either is constant."""
-
-    def ranks(v):
-        _, place, count = v.double().unique(return_inverse=True, return_counts=True)
-        return (count.cumsum(0) - (count - 1) / 2)[place]
-
-    a, b = (r - r.mean() for r in (ranks(a), ranks(b)))
+    """Spearman's rank correlation of two [N]; ties share their mean rank; 0 if one is constant."""
+    a = mean_ranks(a)
+    b = mean_ranks(b)
+    a = a - a.mean()
+    b = b - b.mean()
     scale = (a.square().sum() * b.square().sum()).sqrt()
     return (a @ b / scale).item() if scale > 0 else 0.0
+
+
+def mean_ranks(values):
+    """The rank of each value [N], ties sharing the mean of theirs."""
+    _, place, count = values.double().unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count - 1) / 2)[place]

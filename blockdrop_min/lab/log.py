@@ -29,7 +29,8 @@ class Output:
     def __init__(self, stream):
         # None: it was closed before we began.
         self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
-        self.stream.reconfigure(errors="replace")
+        if hasattr(self.stream, "reconfigure"):  # a notebook's stream has no such method
+            self.stream.reconfigure(errors="replace")
 
     def __getattr__(self, name):
         return getattr(self.stream, name)

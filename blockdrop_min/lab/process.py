@@ -18,29 +18,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-try:
-    import fcntl
-except ImportError:  # Windows: a folder is not locked
-    fcntl = None
-
-
-@contextmanager
-def locked(folder):
-    """Keeps other runs from writing to this folder. The system frees the lock of a process that is dead.
-
-    Raises ValueError if another process holds it.
-    """
-    with open(folder / ".lock", "w") as file:
-        try:
-            if fcntl and rank() == 0:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run is writing to {folder}; wait for its end, or use another --out"
-            ) from None
-        yield
-
-
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -93,9 +70,9 @@ def choose_device(name):
         # Before the first tensor, which would open a context on GPU 0.
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        device = torch.device(name)
-        if device.type not in DEVICES:
+        if name.partition(":")[0] not in DEVICES:
             raise ValueError(f"--device is {name!r}; choose auto or one of {', '.join(DEVICES)}")
+        device = torch.device(name)
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         if (device.index or 0) >= count:
             there = f"this machine has {count} GPU(s)"
@@ -108,10 +85,12 @@ def choose_device(name):
 
 
 def out_of_memory(problem):
-    """One line of advice if this error says that the memory does not suffice, else None."""
+    """One line of advice if this error says that memory does not suffice, or None."""
     text = str(problem).lower()
     if isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
         return "the memory does not suffice; try a smaller batch (--finetune-batch, ...) or --depth"
+    if "dataloader worker" in text:  # raised wherever this process is when a worker is killed
+        return "a process that reads images was killed; use --workers 0, or a smaller batch"
     return None
 
 

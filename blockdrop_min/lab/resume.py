@@ -37,7 +37,7 @@ def open_folder(out, settings):
     state, warning = read(out)
     theirs = state["settings"]
     differences = [
-        f"{flag(name)} {theirs.get(name)} there, {value} here"
+        f"{flag(name)} {theirs.get(name)!r} there, {value} here"
         for name, value in asdict(settings).items()
         if theirs.get(name) != value and name not in MAY_CHANGE
     ]
@@ -52,20 +52,22 @@ def open_folder(out, settings):
 
 def check_position(state, settings, out):
     """ValueError if the settings change a stage that is over, or leave one in its middle."""
-    before = {stage.name: stage for stage in Settings(**state["settings"]).plan}
-    now = {stage.name: stage for stage in settings.plan}
     reached = state["stage"]
-    for name in STAGES[: STAGES.index(reached)]:
-        if name in before and name in now and before[name].epochs != now[name].epochs:
-            given = f"{name} is over in {out}, after {before[name].epochs} epochs"
-            raise ValueError(f"{given}; --{name}-epochs {now[name].epochs} needs another --out")
-    at = f"epoch {state['epoch'] + 1} of {before[reached].epochs}"
-    unfinished = state["epoch"] < before[reached].epochs
-    if unfinished and reached not in now:
+    rows = [row["stage"] for row in state["metrics"]]
+    for stage in settings.plan:
+        trained = rows.count(stage.name)
+        if STAGES.index(stage.name) < STAGES.index(reached) and stage.epochs != trained:
+            given = f"{stage.name} is over in {out}, after {trained} epochs"
+            raise ValueError(f"{given}; --{stage.name}-epochs {stage.epochs} needs another --out")
+    before = {stage.name: stage.epochs for stage in Settings(**state["settings"]).plan}
+    now = {stage.name: stage.epochs for stage in settings.plan}
+    begun = state["epoch"] + (state["step"] > 0)
+    if reached not in now and state["epoch"] < before.get(reached, 0):
+        at = f"epoch {state['epoch'] + 1} of {before[reached]}"
         raise ValueError(f"{out} stopped in {reached}, {at}; name this stage in --stages, too")
-    if reached in now and now[reached].epochs < state["epoch"]:
-        given = f"{out} has trained {state['epoch']} epochs of {reached}"
-        raise ValueError(f"{given}; --{reached}-epochs {now[reached].epochs} is less")
+    if reached in now and now[reached] < begun:
+        given = f"{out} has trained {begun} epochs of {reached}"
+        raise ValueError(f"{given}; --{reached}-epochs {now[reached]} is less")
 
 
 def versions():

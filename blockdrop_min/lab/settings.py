@@ -161,70 +161,27 @@ def check_range(option, value):
 
 
 # What each preset changes of the defaults. `-paper` is the paper's and the authors' own recipe.
-PAPER = {
-    "policy_width": 16,
-    "policy_half_size": False,
-    "drop": 0.0,
-    "curriculum_batch": 2048,
-    "curriculum_epochs": 5000,
-    "curriculum_lr": 1e-3,
-    "curriculum_gamma": 1.0,
-    "curriculum_beta": 0.1,
-    "fade_by": 0.0,
-    "classify": 0.0,
-    "warm_epochs": 0,
-    "free_by": 0.0,
-    "finetune_batch": 256,
-    "finetune_epochs": 2000,
-    "finetune_lr": 1e-4,
-    "finetune_gamma": 10.0,
-    "finetune_beta": 0.0,
-    "full_fraction": 0.0,
-    "settle_by": 0.0,
-    "schedule": "step",
-}
-CIFAR10 = {
-    "data": "cifar10",
-    "val_images": 5000,
-    "policy_width": 16,
-    "pretrain_epochs": 24,
-    "pretrain_batch": 512,
-    "pretrain_lr": 0.3,
-    "curriculum_epochs": 10,
-    "curriculum_batch": 512,
-    "curriculum_lr": 5e-3,
-    "curriculum_gamma": 5.0,
-    "warm_epochs": 3,
-    "finetune_epochs": 12,
-    "finetune_batch": 512,
-    "finetune_lr": 2e-3,
-    "finetune_gamma": 5.0,
-    "finetune_beta": 0.0,
-    "full_fraction": 0.0,
-    "settle_by": 0.33,
-}
-IMAGENET = PAPER | {
-    "data": "imagenet",
-    "family": "imagenet",
-    "depth": 101,
-    "val_images": 10_000,
-    "policy_width": 64,
-    "policy_half_size": True,
-    "pretrain_epochs": 0,
-    "curriculum_epochs": 45,
-    "finetune_batch": 320,
-    "finetune_epochs": 10,
-    "finetune_gamma": 5.0,
-    "workers": 16,
-}
-SMOKE = {
-    "depth": 8,
-    "train_images": 600,
-    "val_images": 100,
-    "pretrain_epochs": 2,
-    "curriculum_epochs": 2,
-    "finetune_epochs": 1,
-}
+PAPER = dict(
+    policy_width=16, policy_half_size=False, drop=0.0, schedule="step", curriculum_batch=2048,
+    curriculum_epochs=5000, curriculum_lr=1e-3, curriculum_gamma=1.0, curriculum_beta=0.1,
+    fade_by=0.0, classify=0.0, warm_epochs=0, free_by=0.0, finetune_batch=256, finetune_epochs=2000,
+    finetune_lr=1e-4, finetune_gamma=10.0, finetune_beta=0.0, full_fraction=0.0, settle_by=0.0,
+)  # fmt: skip
+CIFAR10 = dict(  # batches and learning rates for a GPU
+    data="cifar10", val_images=5000, policy_width=16, pretrain_epochs=24, pretrain_batch=512,
+    pretrain_lr=0.3, curriculum_epochs=10, curriculum_batch=512, curriculum_lr=5e-3,
+    curriculum_gamma=5.0, warm_epochs=3, finetune_epochs=12, finetune_batch=512, finetune_lr=2e-3,
+    finetune_gamma=5.0, finetune_beta=0.0, full_fraction=0.0, settle_by=0.33,
+)  # fmt: skip
+IMAGENET = PAPER | dict(
+    data="imagenet", family="imagenet", depth=101, val_images=10_000, policy_width=64,
+    policy_half_size=True, pretrain_epochs=0, curriculum_epochs=45, finetune_batch=320,
+    finetune_epochs=10, finetune_gamma=5.0, workers=16,
+)  # fmt: skip
+SMOKE = dict(
+    depth=8, train_images=600, val_images=100, pretrain_epochs=2, curriculum_epochs=2,
+    finetune_epochs=1,
+)  # fmt: skip
 PRESETS = {
     "demo": {},
     "smoke": SMOKE,

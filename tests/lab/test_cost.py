@@ -1,4 +1,4 @@
-"""FLOPs, to the integer: against the constants of the literature, a count by hand, and PyTorch's own counter."""
+"""FLOPs, to the integer: the literature's constants, a count by hand, PyTorch's own counter."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def on_meta(make, *arguments):
         return make(*arguments)
 
 
-# ------------------------------------------------------------------------------------------------------- by hand
+# ------------------------------------------------------------------------------------------ by hand
 # depth, classes, family, image side: all on, none on, one block, {the blocks that differ}
 TABLE = {
     (32, 10, "cifar", 32): (137_725_184, 886_016, 9_437_184, {5: 7_077_888, 10: 7_077_888}),
@@ -53,8 +53,12 @@ def test_the_published_networks_cost_what_the_table_says(key):
         (33, "imagenet", 224, 471_918_592, 1024),
     ],
 )
-def test_the_policy_nets_cost_what_the_table_says_without_its_value_head(num_blocks, family, side, with_value_head, value_head):
-    assert policy_cost(on_meta(policy_net, num_blocks, family), side) == with_value_head - value_head
+def test_the_policy_nets_cost_what_the_table_says_without_its_value_head(
+    num_blocks, family, side, with_value_head, value_head
+):
+    assert (
+        policy_cost(on_meta(policy_net, num_blocks, family), side) == with_value_head - value_head
+    )
 
 
 def test_a_network_of_one_block_by_hand():
@@ -72,7 +76,7 @@ def test_all_on_is_fixed_plus_all_blocks():
     assert Cost(100, (1, 20, 300)).full == 421
 
 
-# ----------------------------------------------------------------------------------------------------- two roads
+# ---------------------------------------------------------------------------------------- two roads
 @given(cases())
 def test_each_image_costs_what_pytorch_counts_when_it_runs_sparsely_under_its_policy(case):
     cost = resnet_cost(case.net, tuple(case.x.shape[2:])).of(case.u)
@@ -94,14 +98,21 @@ def test_a_masked_batch_saves_nothing(case):
     assert counted(lambda: case.net(case.x, case.u, "masked")) == case.B * cost.full
 
 
-@given(st.sampled_from(["cifar", "imagenet"]), st.booleans(), st.integers(1, 9), st.integers(2, 40), st.integers(2, 40))
+@given(
+    st.sampled_from(["cifar", "imagenet"]),
+    st.booleans(),
+    st.integers(1, 9),
+    st.integers(2, 40),
+    st.integers(2, 40),
+)
 def test_a_policy_net_costs_what_pytorch_counts(family, half, num_blocks, height, width):
     policy = small_policy_net(num_blocks, family, 2, half)
     assert counted(lambda: policy(images(1, height, width))) == policy_cost(policy, (height, width))
 
 
 @pytest.mark.parametrize(
-    ("depth", "family", "side"), [(8, "cifar", 32), (20, "cifar", 31), (18, "imagenet", 65), (50, "imagenet", 64)]
+    ("depth", "family", "side"),
+    [(8, "cifar", 32), (20, "cifar", 31), (18, "imagenet", 65), (50, "imagenet", 64)],
 )
 def test_a_full_size_network_costs_what_pytorch_counts(depth, family, side):
     net, x = on_meta(resnet, depth, 7, family).eval(), torch.zeros(1, 3, side, side, device="meta")
@@ -113,7 +124,9 @@ def test_a_full_size_network_costs_what_pytorch_counts(depth, family, side):
 def test_a_blockdrop_costs_its_policy_net_and_the_blocks_it_keeps(case, seed):
     model = BlockDrop(case.net, small_policy_net(case.K, seed=seed)).eval()
     size = tuple(case.x.shape[2:])
-    expected = policy_cost(model.policy, size) + resnet_cost(case.net, size).of(model(case.x[:1])[1])
+    expected = policy_cost(model.policy, size) + resnet_cost(case.net, size).of(
+        model(case.x[:1])[1]
+    )
     assert counted(lambda: model(case.x[:1])) == expected
 
 
@@ -123,7 +136,7 @@ def test_a_fixed_policy_costs_nothing():
     assert counted(lambda: model(images(1))) == resnet_cost(net, 9).of(u[None])
 
 
-# ---------------------------------------------------------------------------------------------------------- laws
+# --------------------------------------------------------------------------------------------- laws
 @given(cases())
 def test_all_numbers_are_integers(case):
     cost = resnet_cost(case.net, 9)
@@ -147,10 +160,13 @@ def test_a_square_image_needs_one_number(case, side):
 @given(cases())
 def test_dropping_everything_costs_the_fixed_part_and_keeping_everything_the_full_one(case):
     cost = resnet_cost(case.net, 9)
-    assert cost.of(torch.stack([torch.zeros(case.K), torch.ones(case.K)])).tolist() == [cost.fixed, cost.full]
+    assert cost.of(torch.stack([torch.zeros(case.K), torch.ones(case.K)])).tolist() == [
+        cost.fixed,
+        cost.full,
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------- edges
+# -------------------------------------------------------------------------------------------- edges
 def test_the_cost_of_a_policy_is_exact_where_float32_is_not():
     cost, u = Cost(2**40 + 1, (3, 2**30 + 1)), torch.tensor([[1.0, 1.0]])
     assert cost.of(u).tolist() == [2**40 + 2**30 + 5]
@@ -162,6 +178,12 @@ def test_no_policies_have_no_costs():
 
 @pytest.mark.parametrize("size", [0, -3, (0, 5), (5, 0), (1, 2, 3), (7,)])
 def test_an_impossible_image_size_is_refused(size):
-    for cost in (lambda: resnet_cost(small_resnet(), size), lambda: policy_cost(small_policy_net(3), size)):
-        with pytest.raises(ValueError, match=r"image_size is .*; it must be a side of at least 1 pixel, or \(height, width\)"):
+    for cost in (
+        lambda: resnet_cost(small_resnet(), size),
+        lambda: policy_cost(small_policy_net(3), size),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"image_size is .*; it must be a side of at least 1 pixel, or \(height, width\)",
+        ):
             cost()

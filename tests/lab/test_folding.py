@@ -11,6 +11,7 @@ from helpers import (
     assert_same,
     few,
     images,
+    pictures,
     policies,
     randomise,
     seeds,
@@ -70,7 +71,7 @@ def test_fast_logits_without_a_policy_are_those_of_the_network(case):
 
 def test_a_snapshot_of_a_snapshot_is_the_same():
     quick = fast(small_pair())
-    x = images(4, 16).float()
+    x = pictures(4, 16).float()
     assert_equal(fast(quick)(x), quick(x))
 
 
@@ -82,7 +83,7 @@ def test_a_fast_blockdrop_keeps_the_same_blocks_and_gives_the_same_logits(
     net = randomise(resnet(8, num_classes=4), seed)
     policy = randomise(policy_net(3, width=width, half_size=half_size), seed + 1)
     model = BlockDrop(net, policy, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)).eval()
-    x = images(B, side, seed=seed).float()
+    x = pictures(B, side, seed=seed).float()
     logits, u = fast(model)(x)
     expected, expected_u = model(x)
     assert_equal(u, expected_u)
@@ -161,7 +162,7 @@ def test_a_snapshot_does_not_follow_the_model():
 
 def test_a_fast_model_of_a_model_in_training_mode_is_in_eval_mode():
     model = small_pair().train()
-    x = images(4).float()
+    x = pictures(4).float()
     expected, _ = copy.deepcopy(model).eval()(x)
     quick = fast(model)
     assert_close(quick(x)[0], expected)
@@ -178,7 +179,7 @@ def test_fast_logits_carry_no_gradient_but_may_be_used_where_one_is_taken():
 # -------------------------------------------------------------------------------------------- edges
 def test_a_fixed_policy_works():
     model = BlockDrop(randomise(resnet(8), 0), FixedPolicy(torch.tensor([1.0, 0.0, 1.0]))).eval()
-    x = images(2).float()
+    x = pictures(2).float()
     logits, u = fast(model)(x)
     expected, expected_u = model(x)
     assert_equal(u, expected_u)

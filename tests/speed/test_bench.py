@@ -1,89 +1,174 @@
-"""Wall-clock measurements: what is measured is what is claimed, on policies that are as asked for."""
+"""The benchmark measures what it claims, on policies that are as asked for. `pytest tests/speed`"""
 
 import json
 import math
 import sys
 
+import bench
 import pytest
 import torch
+from accelerator import accelerator
 from helpers import assert_same, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import state_of
 
-import evaluate
 from blockdrop_min import fast
-from blockdrop_min.lab.bench import full_network, synthetic_policies, take_turns, untrained
 from blockdrop_min.lab.checkpoint import save
 from blockdrop_min.lab.shapes import SHAPES
 
-QUICK = ["--bench", "--device", "cpu", "--depth", "8", "--image-size", "16", "--seconds", "0", "--no-compile"]
+QUICK = ["--depth=8", "--image-size=16", "--seconds=0", "--no-compile"]
+ON_CPU = [*QUICK, "--device=cpu"]
 
 
-# ------------------------------------------------------------------------------------------------------- by hand
+# ----------------------------------------------------------------------------------------- by hand
 @given(st.integers(1, 60), st.floats(0, 1), st.integers(1, 20), seeds)
-def test_synthetic_policies_keep_as_many_blocks_as_asked_for(num_blocks, share, count, seed):
-    keep, generator = share * num_blocks, torch.Generator().manual_seed(seed)
-    u = synthetic_policies(count, num_blocks, keep, generator)
-    assert u.shape == (count, num_blocks) and set(u.unique().tolist()) <= {0.0, 1.0}
-    assert set(u.sum(1).tolist()) <= {math.floor(keep), math.floor(keep) + 1}
-    assert not keep.is_integer() or set(u.sum(1).tolist()) == {keep}
+def test_random_policies_keep_as_many_blocks_as_asked_for(num_blocks, fraction, count, seed):
+    keep = fraction * num_blocks
+    u = bench.random_policies(count, num_blocks, keep, torch.Generator().manual_seed(seed))
+    assert u.shape == (count, num_blocks)
+    assert set(u.unique().tolist()) <= {0.0, 1.0}
+    assert set(u.sum(1).tolist()) <= {math.floor(keep), math.ceil(keep)}
 
 
 def test_a_fractional_number_of_blocks_is_met_on_average_and_every_block_is_kept_as_often():
-    u = synthetic_policies(40_000, 33, 24.8, torch.Generator().manual_seed(0))
+    u = bench.random_policies(40_000, 33, 24.8, torch.Generator().manual_seed(0))
     assert u.sum(1).mean().item() == pytest.approx(24.8, abs=0.01)
     assert_same(u.mean(0), torch.full((33,), 24.8 / 33), 0.02)
 
 
-def test_variants_take_turns_and_their_first_call_does_not_count():
+TIMES = {  # seconds of three rounds
+    "full": [4.0, 4.0, 4.0],
+    "full, fast": [3.0, 3.0, 3.0],
+    "sparse": [0.5, 0.5, 0.5],
+    "fast": [1.0, 1.5, 2.0],
+}
+
+
+def test_the_base_is_the_fastest_full_network():
+    assert bench.compare(TIMES, 6, 40, 100)["best full"] == "full, fast"
+
+
+def test_the_speed_up_is_the_median_over_rounds_with_quartiles():
+    row = bench.compare(TIMES, 6, 40, 100)  # 3 / 1, 3 / 1.5, 3 / 2
+    assert row["speedup"] == 2
+    assert row["quartiles"] == [1.75, 2.5]
+
+
+def test_speeds_are_images_a_second():
+    speed = {"full": 1.5, "full, fast": 2, "sparse": 12, "fast": 4}
+    assert bench.compare(TIMES, 6, 40, 100)["images/s"] == speed
+
+
+def test_the_limit_is_full_flops_over_mean_flops_and_the_quotient_what_is_reached_of_it():
+    row = bench.compare(TIMES, 6, 40, 100)
+    assert row["limit"] == 2.5
+    assert row["quotient"] == 0.8
+
+
+def test_variants_take_turns_on_the_same_batch_after_all_have_met_all_batches():
     calls = []
-    times = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, torch.device("cpu"), seconds=0)
+    variants = {name: lambda x, name=name: calls.append(name + x) for name in "ab"}
+    times = bench.take_turns(variants, [("1",), ("2",)], torch.device("cpu"), seconds=0)
     assert {name: len(series) for name, series in times.items()} == {"a": 3, "b": 3}
-    assert calls == ["a", "b"] * 4
+    assert calls == ["a1", "a2", "b1", "b2", "a1", "b1", "a2", "b2", "a1", "b1"]
 
 
-# ----------------------------------------------------------------------------------------------------- two roads
-def test_the_rivals_that_are_measured_compute_the_same():
-    model, x = untrained(8, "cifar"), torch.randn(40, 3, 16, 16)
-    assert_same(full_network(fast(model.resnet).net)(x), model.resnet(x), 1e-4)
+# --------------------------------------------------------------------------------------- two roads
+@pytest.mark.parametrize("name", ["full, fast", "masked", "sparse", "fast"])
+@torch.inference_mode()
+def test_the_variants_compute_the_same(name):
+    model = bench.untrained(8, "cifar")
+    ((x, _), *_) = bench.random_batches(model, 4, 16, 2)
+    variants = bench.make_variants(model, torch.float32, with_compile=False)
+    logits = variants[name](x.clone(), torch.ones(4, 3))
+    assert_same(logits[1] if isinstance(logits, tuple) else logits, model.resnet(x), 1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------- programs
-def test_the_bench_of_an_untrained_network_prints_and_writes_what_it_measured(tmp_path, capsys):
-    assert evaluate.main([*QUICK, "--keep", "2", "--batches", "1", "5", "--json", str(tmp_path / "bench.json")]) == 0
-    found, printed = json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
-    assert "2 of 3 blocks kept" in printed and "quotient" in printed and found["hardware"] in printed.replace("\n", " ")
+def test_the_compiled_network_computes_the_same():
+    model, x = bench.untrained(8, "cifar"), torch.randn(4, 3, 16, 16)
+    assert_same(bench.full_network(fast(model.resnet))(x), model.resnet(x), 1e-4)
+
+
+# ---------------------------------------------------------------------------------------- programs
+def test_the_benchmark_prints_and_writes_what_it_measured(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    assert bench.main([*ON_CPU, "--keep=2", "--batches", "1", "5", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 blocks kept" in found["subject"]
+    assert "quotient" in printed
     assert [row["batch"] for row in found["rows"]] == [1, 5]
     for row in found["rows"]:
-        assert {"full", "full, fast", "masked", "sparse", "fast"} == row["images/s"].keys()
-        assert row["best full"] in row["images/s"] and min(row["images/s"].values()) > 0
-        assert row["MiB"].keys() == row["images/s"].keys() and (sys.platform != "linux" or row["MiB"]["full"] > 0)
-        assert row["quotient"] == pytest.approx(row["speedup"] / row["limit"])
-        assert row["quartiles"][0] <= row["speedup"] <= row["quartiles"][1]
+        assert row["images/s"].keys() == {"full", "full, fast", "masked", "sparse", "fast"}
+        assert row["MiB"].keys() == row["images/s"].keys()
+        assert sys.platform != "linux" or row["MiB"]["full"] >= 0
         assert 1 < row["limit"] < 2  # two of three blocks, and the policy network
 
 
-def test_the_bench_of_a_run_measures_its_own_policies(tmp_path, capsys):
+def test_the_benchmark_runs_in_bfloat16():
+    assert bench.main([*ON_CPU, "--batches=2", "--dtype=bf16"]) == 0
+
+
+def test_the_benchmark_of_a_run_measures_its_own_policies(tmp_path, capsys):
     save(tmp_path, {**state_of(image_size=16)[0], "classes": tuple(SHAPES)})
-    assert evaluate.main([*QUICK, str(tmp_path), "--batches", "2"]) == 0
-    assert "its own policies" in capsys.readouterr().out.replace("\n", " ")
+    assert bench.main([*ON_CPU, str(tmp_path), "--batches=2"]) == 0
+    assert "its own policies" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs the stand-in; a real GPU is there")
+def test_the_benchmark_measures_the_gpu_that_is_named(monkeypatch):
+    with accelerator():
+        named = set()
+        measured = ("synchronize", "get_device_name", "reset_peak_memory_stats")
+        for name in (*measured, "memory_allocated", "max_memory_allocated"):
+            note = lambda device=None, name=name: named.add((name, str(device))) or 0  # noqa: E731
+            monkeypatch.setattr(torch.cuda, name, note)
+        there = bench.torch.device("cuda", 1)
+        bench.wait(there)
+        bench.hardware(there)
+        bench.peak_memory(lambda: None, there)
+    assert {device for _, device in named} == {"cuda:1"}
+    assert len(named) == 5
+
+
+def test_the_benchmark_wants_no_gradient(monkeypatch):
+    enabled = []
+    see = lambda *_: enabled.append(torch.is_grad_enabled()) or {}  # noqa: E731
+    monkeypatch.setattr(bench, "measure", see)
+    monkeypatch.setattr(bench, "make_table", lambda found: "")
+    bench.main([*ON_CPU, "--batches=2"])
+    assert enabled == [False]
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--bench", "--keep", "99"], "--keep is 99.0"),
-        (["--bench", "--depth", "9"], "depth is 9"),
-        (["--bench", "--family", "vgg"], "family is 'vgg'"),
-        (["--bench", "--batches", "0"], "--batches"),
-        (["--bench", "--seconds", "nan"], "--seconds"),
-        (["--bench", "one", "two"], "one run, not 2"),
-        (["--bench", "nowhere"], "nowhere"),
-        ([], "--bench"),
+        (["--keep=99"], "--keep is 99.0"),
+        (["--depth=9"], "depth is 9"),
+        (["--family=vgg"], "family is 'vgg'"),
+        (["--batches=0"], "--batches"),
+        (["--batches=1000000000"], "try a smaller one"),
+        (["--seconds=nan"], "--seconds"),
+        (["--seconds=inf"], "--seconds"),
+        (["nowhere"], "nowhere"),
+        (["--device=cuda:99"], "--device"),
     ],
 )
-def test_bad_arguments_give_one_line_and_exit_code_2(flags, says, capsys):
-    assert evaluate.main(flags) == 2
+def test_a_bad_argument_gets_one_line_and_exit_code_2(flags, says, capsys):
+    assert bench.main(flags) == 2
     error = capsys.readouterr().err
-    assert error.startswith("evaluate.py: ") and says in error and error.count("\n") == 1
+    assert error.startswith("bench.py: ")
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_memory_that_does_not_suffice_gets_one_line_and_exit_code_2(monkeypatch, capsys):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(bench, "measure", fail)
+    assert bench.main([*ON_CPU, "--batches=2"]) == 2
+    assert (
+        capsys.readouterr().err == "bench.py: the memory does not suffice; try smaller --batches\n"
+    )
