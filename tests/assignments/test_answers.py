@@ -1,4 +1,4 @@
-"""The laws of answers.py. What is right comes from the method's own functions, from enumeration and from simulation."""
+"""The laws of answers.py: against the method's own functions and enumeration."""
 
 import itertools
 
@@ -11,8 +11,6 @@ from answers import (
     broadcast_loss,
     catches,
     expected_gradient,
-    gain,
-    shuffled,
     silent_batch,
 )
 from helpers import assert_same, probabilities, rng, seeds
