@@ -104,7 +104,7 @@ def test_the_next_kept_block_sees_the_negative_shortcut_as_it_is(execute):
 
 def test_the_cifar_shortcut_averages_four_pixels_and_appends_zero_channels():
     x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
-    assert PoolAndPad(2, 2)(x).flatten().tolist() == [3.0, 0.0, 0.0]
+    assert PoolAndPad(2, 2)(x).tolist() == [[[[3.0]], [[0.0]], [[0.0]]]]
 
 
 def test_the_cifar_shortcut_of_an_odd_side_averages_the_pixels_there_are():

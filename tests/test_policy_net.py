@@ -233,6 +233,12 @@ def test_only_the_imagenet_policy_net_halves_the_image_unless_told_otherwise(
     assert net.half_size == expected
 
 
+@given(seeds)
+def test_the_probabilities_of_a_policy_net_lie_between_0_and_1(seed):
+    s = small_policy_net(3, seed=seed)(images(4, seed=seed))
+    assert ((s >= 0) & (s <= 1)).all()
+
+
 def test_a_new_policy_net_prefers_no_block():
     assert not policy_net(3).logit.bias.any()
 

@@ -1,4 +1,4 @@
-"""Tasks 9, 10, 13 and 14: short functions that answer a question. `python check.py N` says what holds."""
+"""Tasks 9, 10 and 13: short functions that answer a question."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import torch
 
 
 def expected_gradient(loss, s, reward_of, baseline):
-    """The gradient in s that `loss` has in expectation over the samples, exactly: all 2^K policies are gone through.
+    """The gradient in s that `loss` has in expectation over samples, from all 2^K policies.
 
     A policy u is drawn with probability pi(u) = prod_k s_k^u_k (1 - s_k)^(1 - u_k), each image with
     its own. How often it is drawn is a weight and is not differentiated; only the loss is.
@@ -52,7 +52,7 @@ def broadcast_loss(log_pi, advantage):
 
 
 def silent_batch(count):
-    """Advantages [count] for which the silent loss has no gradient at all, though the right loss has one for every image.
+    """Advantages [count] from which the silent loss learns nothing, the right one from each image.
 
     count: at least 2.
     """
@@ -94,26 +94,3 @@ def breakeven(right, keep, fewer, num_blocks, gamma):
     Returns the probability q at which `fewer` blocks earn, on average, what `keep` earn.
     """
     return right * (1 - (keep / num_blocks) ** 2 + gamma) / (1 - (fewer / num_blocks) ** 2 + gamma)
-
-
-def shuffled(u, generator):
-    """The same policies, each as often, but given to the images in random order.
-
-    u: [N, K].
-    generator: where the random numbers come from.
-    Returns [N, K].
-    """
-    return u[torch.randperm(len(u), generator=generator)]
-
-
-def gain(correct, correct_shuffled):
-    """What it is worth that each image has its own policy: (points of accuracy in percent, their standard error).
-
-    Both were measured on the same images, so the error is that of the difference, image by image.
-
-    correct: [N] bool, under the images' own policies.
-    correct_shuffled: [N] bool, under those of others.
-    Returns two floats.
-    """
-    difference = 100 * (correct.double() - correct_shuffled.double())
-    return difference.mean().item(), difference.std().item() / len(difference) ** 0.5

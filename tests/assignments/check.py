@@ -194,7 +194,9 @@ def main(arguments):
     (task,) = chosen
     print(f"{task['number']}. {task['title']}")
     files = by_file(task["functions"]).items()
-    if all(cut.is_open((HERE / file).read_text(), name) for file, names in files for name in names):
+    if files and all(
+        cut.is_open((HERE / file).read_text(), name) for file, names in files for name in names
+    ):
         print("   not begun: " + ", ".join(task["functions"]))
         return 3
     prepare()

@@ -9,6 +9,7 @@ import re
 
 # What a submission may import besides its module's own imports.
 IMPORTS = ("import math", "import itertools", "import functools", "import torch.nn.functional as F")
+HOLES = ("raise NotImplementedError('task ", "return (float('nan'), float('nan'))")
 LEAST = 14  # nodes of a syntax tree from which on two equal ones are no accident
 
 
@@ -61,15 +62,14 @@ def body(source, name):
     return "\n".join(map(ast.unparse, function.body[kept_statements(function, False) :]))
 
 
-def hollow(source, names, message, guards=True):
+def hollow(source, names, hole, guards=True):
     """The source with holes: signature, docstring and guards stay."""
-    hole = f'raise NotImplementedError("{message}")'
     return replace_bodies(source, dict.fromkeys(names, hole), guards)
 
 
 def is_open(source, name):
     """Whether a function is still a hole."""
-    return "raise NotImplementedError('task " in body(source, name)
+    return any(hole in body(source, name) for hole in HOLES)
 
 
 def instrument(source, names, task):
