@@ -13,7 +13,8 @@ class BlockDrop(nn.Module):
 
     resnet: a `MaskedResNet`.
     policy: a `PolicyNet` or a `FixedPolicy`.
-    mean, std: of pixel values in [0, 1], per channel; images are normalised by them first.
+    mean, std: of pixel values in [0, 1], per channel; images are normalised by them first. Without
+        them images are taken as they are, for callers that normalise.
     Raises ValueError if the two networks disagree in K.
     """
 
@@ -24,6 +25,7 @@ class BlockDrop(nn.Module):
             raise ValueError(f"the ResNet has {resnet.num_blocks} blocks but {theirs}")
         self.resnet = resnet
         self.policy = policy
+        self.normalises = (tuple(mean), tuple(std)) != ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -37,29 +39,28 @@ class BlockDrop(nn.Module):
 
     def forward(self, x):
         """[B, 3, H, W], integers to 255 or floats to 1 -> logits [B, C], greedy policy [B, K]."""
-        x = self.prepare(check_images(x).to(self.mean.device))
+        x = self.prepare(check_images(x, self.normalises).to(self.mean.device))
         u = greedy(self.policy(x))
         return self.resnet(x, u, execute="masked" if self.training else "sparse"), u
 
 
-def check_images(x):
-    """Images as [B, 3, H, W], uint8 or float in [0, 1], or ValueError.
+def check_images(x, raw):
+    """Images as [B, 3, H, W], uint8 or float, or ValueError. What they may mean is not guessed.
 
-    x: a tensor or array [B, 3, H, W], or [B, 1, H, W] of grey images: integers in 0..255 or floats
-        in [0, 1]. What else it may mean is not guessed.
+    x: a tensor or array [B, 3, H, W], or [B, 1, H, W] of grey images, of numbers.
+    raw: whether they are pixels: integers in 0..255, or floats in [0, 1].
     """
     x = torch.as_tensor(x)
     if x.dim() != 4 or x.shape[1] not in (1, 3):
         allowed = "[B, 3, H, W], or [B, 1, H, W] if they are grey; add the batch with x[None]"
         raise ValueError(f"images have shape {list(x.shape)}; it must be {allowed}")
-    high = 1 if x.is_floating_point() else 255
     if x.dtype is torch.bool or x.is_complex():
-        raise ValueError(
-            f"images are {x.dtype}; they must be integers in 0..255 or floats in [0, 1]"
-        )
-    if x.dtype is not torch.uint8 and not ((x >= 0) & (x <= high)).all():
-        allowed = "integers must lie in 0..255 and floats in [0, 1], not normalised"
-        raise ValueError(f"images hold {x.dtype} out of range; {allowed}")
+        raise ValueError(f"images are {x.dtype}; they must be integers or floats")
+    high = 1 if x.is_floating_point() else 255
+    checked = raw or not x.is_floating_point()
+    if checked and x.dtype is not torch.uint8 and not ((x >= 0) & (x <= high)).all():
+        allowed = "integers must lie in 0..255, and floats in [0, 1], not normalised"
+        raise ValueError(f"images of {x.dtype} are out of range; {allowed}")
     x = x if x.is_floating_point() else x.to(torch.uint8)
     return x.expand(-1, 3, -1, -1)
 

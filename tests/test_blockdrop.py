@@ -9,6 +9,7 @@ from helpers import (
     assert_equal,
     assert_same,
     cases,
+    images,
     images_met,
     pictures,
     policies,
@@ -133,15 +134,23 @@ def test_images_of_another_shape_are_refused(shape):
 def test_floats_outside_0_to_1_are_refused(value):
     x = pictures(2)
     x[1, 2, 3, 4] = value
-    with pytest.raises(ValueError, match=r"images hold torch.float64 out of range"):
-        pair()(x)
+    model = BlockDrop(small_resnet(), small_policy_net(3), mean=(0.5,) * 3).double().eval()
+    with pytest.raises(ValueError, match=r"images of torch.float64 are out of range"):
+        model(x)
+
+
+def test_a_pair_that_does_not_normalise_takes_floats_as_they_are():
+    model = BlockDrop(small_resnet(), small_policy_net(3)).eval()
+    x = images(2)  # of both signs
+    s = model.policy(x)
+    assert_equal(model(x)[0], model.resnet(x, greedy(s), execute="sparse"))
 
 
 @pytest.mark.parametrize("value", [-1, 256])
 def test_integers_outside_a_byte_are_refused(value):
     x = torch.zeros(2, 3, 9, 9, dtype=torch.int64)
     x[1, 2, 3, 4] = value
-    with pytest.raises(ValueError, match=r"images hold torch.int64 out of range"):
+    with pytest.raises(ValueError, match=r"images of torch.int64 are out of range"):
         pair()(x)
 
 

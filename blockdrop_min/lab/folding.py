@@ -12,8 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def fast(model):
     """A copy of a `BlockDrop`, `MaskedResNet` or `PolicyNet` for inference: BatchNorm is folded.
 
-    The same call returns the same results to rounding. The copy is in eval mode and has no gradients;
-    later changes of the model do not reach it.
+    The same call returns the same results to rounding. The copy is in eval mode and has no
+    gradients; later changes of the model do not reach it.
 
         model = fast(load("runs/demo"))
         logits, u = model(images)
