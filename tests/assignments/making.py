@@ -33,6 +33,12 @@ def key(law):
     return f"{Path(file).stem.removeprefix('test_')}::{name.removeprefix('test_')}"
 
 
+def source_of(name):
+    """Where a file of tests stands in the project."""
+    own = name in ("test_answers.py", "test_measured.py")
+    return HERE / name if own else ROOT / "tests" / name
+
+
 def lay_out(folder):
     """A student's folder in which everything is solved and nothing trimmed."""
     ignore = shutil.ignore_patterns("__pycache__", ".*")
@@ -42,8 +48,7 @@ def lay_out(folder):
     (folder / "pyproject.toml").write_text(CONFIG)
     for name in ("conftest.py", "helpers.py", "runs.py", "test_measured.py", *TABLE["laws"]):
         (folder / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
-        source = HERE / name if (HERE / name).exists() else ROOT / "tests" / name
-        shutil.copy(source, folder / "tests" / name)
+        shutil.copy(source_of(name), folder / "tests" / name)
     shutil.copy(HERE / "answers.py", folder)
     return folder
 
@@ -80,7 +85,7 @@ def not_shown():
     """The laws, as the table names them, whose code reaches a name that shows an answer."""
     leaks, found = set(TABLE["leaks"]), set()
     for name in ("helpers.py", "runs.py", *TABLE["laws"]):
-        source = (HERE / name if (HERE / name).exists() else ROOT / "tests" / name).read_text()
+        source = source_of(name).read_text()
         telling = {n for n in cut.defined(source) if cut.reach(source, {n}) & leaks}
         leaks |= telling if name in ("helpers.py", "runs.py") else set()
         found |= {key(f"{name}::{law}") for law in telling if law.startswith("test_")}

@@ -1,0 +1,3 @@
+"""What is a law of students' measurements only is no test of the project."""
+
+collect_ignore = ["test_measured.py"]
