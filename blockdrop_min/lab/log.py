@@ -5,7 +5,7 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 PLAIN_EVERY = 30.0  # seconds between lines of progress off a terminal
 
@@ -53,16 +53,8 @@ class Log:
 
     def __init__(self, quiet=False):
         self.console = safe_console(soft_wrap=True, quiet=quiet)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
         # Redirected streams, and rich's lock, would be inherited by the processes that read images.
         self.progress = Progress(
-            *columns,
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
