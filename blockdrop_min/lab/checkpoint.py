@@ -137,10 +137,8 @@ def read_whole(path):
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of blockdrop_min (format {FORMAT!r})")
     wrong = [name for name, check in CHECKPOINT.items() if not check(state.get(name, ...))]
-    if len(state) > len(CHECKPOINT):
-        wrong.append("fields that none of ours has")
-    if wrong or not is_position(state):
-        names = ", ".join(wrong) or "stage, epoch, step or sums"
+    if wrong or len(state) > len(CHECKPOINT) or not is_position(state):
+        names = ", ".join(wrong) or "its stage, epoch, step or sums, or a field too many"
         raise ValueError(f"{path} is damaged or from another version of blockdrop_min: {names}")
     return state
 
