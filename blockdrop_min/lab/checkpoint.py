@@ -188,8 +188,8 @@ def restore_optimizer(optimizer, state, path):
         lowest = {"momentum_buffer": -torch.inf}
     saved = state["optimizer"]["state"]
     for i, moments in saved.items():
-        known = type(i) is int and 0 <= i < len(parameters)
-        if not known or not is_dict(moments, dict.fromkeys(lowest, torch.is_tensor)):
+        known = type(i) is int and 0 <= i < len(parameters) and isinstance(moments, dict)
+        if not known or moments.keys() != lowest.keys():
             raise ValueError(f"{path} is damaged: its optimizer is not that of its stage")
         for name, tensor in moments.items():
             own = torch.ones(()) if name == "step" else parameters[i]
