@@ -3,9 +3,8 @@
 import json
 import os
 import warnings
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
-from types import UnionType
 
 import torch
 
@@ -23,29 +22,65 @@ FORMAT = "blockdrop_min 2"
 MODELS = Path(__file__).parent.parent / "models"  # those that ship
 
 
-COUNT = range(10**12)
+# What a checkpoint holds: each name, and the function that says whether a value may stand there.
+
+
+def is_count(value):
+    return type(value) is int and 0 <= value < 10**12
+
+
+def is_number(value):
+    return type(value) in (int, float) and abs(value) < 1e15  # of NaN, False
+
+
+def is_text(value):
+    return isinstance(value, str)
+
+
+def is_list(value, check):
+    return isinstance(value, list | tuple) and all(check(part) for part in value)
+
+
+def is_dict(value, checks):
+    """Whether it is a dict with these names and nothing else, each value right."""
+    named = isinstance(value, dict) and value.keys() == checks.keys()
+    return named and all(check(value[name]) for name, check in checks.items())
+
+
+def has_moments(value):
+    return isinstance(value, dict) and isinstance(value.get("state"), dict)
+
+
+def are_settings(value):
+    try:
+        return isinstance(value, dict) and asdict(Settings(**value)) == value
+    except (TypeError, ValueError):
+        return False
+
+
+COUNTS = ("epoch", "epochs", "free", "distinct_policies")
+MEASURED = ("seconds", "loss", "train_accuracy", "accuracy", "blocks_mean", "blocks_std")
 ROW = {  # of the metrics
-    "stage": STAGES,
-    **dict.fromkeys(("epoch", "epochs", "free", "distinct_policies"), COUNT),
-    **dict.fromkeys(("seconds", "loss", "train_accuracy", "accuracy"), float),
-    **dict.fromkeys(("blocks_mean", "blocks_std"), float),
-    **dict.fromkeys(("R", "A"), float | None),
+    "stage": lambda value: value in STAGES,
+    **dict.fromkeys(COUNTS, is_count),
+    **dict.fromkeys(MEASURED, is_number),
+    **dict.fromkeys(("R", "A"), lambda value: value is None or is_number(value)),
 }
-SCHEMA = {  # what a checkpoint holds, see `fits`
-    "format": (FORMAT,),
-    "settings": {field.name: type(field.default) for field in fields(Settings)},
-    "classes": [str],
-    "mean": [float],
-    "std": [float],
-    "resnet": {...: torch.Tensor},
-    "policy": {...: torch.Tensor},
-    "stage": STAGES,
-    "epoch": COUNT,
-    "step": COUNT,
-    "sums": {...: float},
-    "seconds": float,
-    "optimizer": dict | None,
-    "metrics": [ROW],
+CHECKPOINT = {
+    "format": lambda value: value == FORMAT,
+    "settings": are_settings,
+    "classes": lambda value: is_list(value, is_text) and 0 < len(value) <= 100_000,
+    "mean": lambda value: is_list(value, is_number) and len(value) == 3,
+    "std": lambda value: is_list(value, is_number) and len(value) == 3 and min(value) > 0,
+    "resnet": lambda value: isinstance(value, dict),  # the tensors: see `restore`
+    "policy": lambda value: isinstance(value, dict),
+    "stage": lambda value: value in STAGES,
+    "epoch": is_count,
+    "step": is_count,
+    "sums": lambda value: isinstance(value, dict) and is_list([*value.values()], is_number),
+    "seconds": lambda value: is_number(value) and value >= 0,
+    "optimizer": lambda value: value is None or has_moments(value),
+    "metrics": lambda value: is_list(value, lambda row: is_dict(row, ROW)),
 }
 
 
@@ -58,8 +93,8 @@ def save(folder, state):
 
 def save_metrics(folder, rows):
     """Writes metrics.jsonl anew, one JSON object a line: it never has half a row, or one twice."""
-    lines = [json.dumps(row) + "\n" for row in rows]
-    write_safely(Path(folder) / "metrics.jsonl", "".join(lines).encode())
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_safely(Path(folder) / "metrics.jsonl", lines.encode())
 
 
 def ship(folder, path):
@@ -84,71 +119,37 @@ def read(path):
     bare = Path(path).name == str(path) and not os.path.lexists(path)
     path = shipped if bare and shipped.exists() else Path(path)
     if not path.is_dir():
-        return checked(read_file(path), path), None
+        return read_whole(path), None
     try:
-        return checked(read_file(path / NAME), path / NAME), None
+        return read_whole(path / NAME), None
     except ValueError as problem:
         if not os.path.lexists(path / PREVIOUS):
             raise
-        state = checked(read_file(path / PREVIOUS), path / PREVIOUS)
-        return state, f"{problem}; taking the one before, {PREVIOUS}"
+        return read_whole(path / PREVIOUS), f"{problem}; taking the one before, {PREVIOUS}"
 
 
-def checked(state, path):
-    """A checkpoint's dict as it is, or ValueError: a field is missing or has a wrong type or range.
+def read_whole(path):
+    """A checkpoint file's dict, or ValueError: a field is missing or has a wrong type or range.
 
     Only the tensors are left to `restore` and `restore_optimizer`, which know their shapes.
     """
-    if not isinstance(state, dict) or not fits(state.get("format"), SCHEMA["format"]):
+    state = read_file(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of blockdrop_min (format {FORMAT!r})")
-    wrong = [name for name in SCHEMA if name not in state or not fits(state[name], SCHEMA[name])]
-    if len(state) > len(SCHEMA):
-        wrong.append("fields that none of ours has")
-    try:
-        if wrong or (wrong := out_of_range(state, Settings(**state["settings"]))):
-            raise ValueError(f"wrong or missing: {', '.join(wrong)}")
-    except ValueError as fault:
-        problem = f"{path} is damaged or from another version of blockdrop_min"
-        raise ValueError(f"{problem}: {str(fault)[:200]}") from None
+    wrong = [name for name, check in CHECKPOINT.items() if not check(state.get(name, ...))]
+    if wrong or len(state) > len(CHECKPOINT) or not is_position(state):
+        names = ", ".join(wrong) or "its stage, epoch, step or sums, or a field too many"
+        raise ValueError(f"{path} is damaged or from another version of blockdrop_min: {names}")
     return state
 
 
-def fits(value, kind):
-    """Whether a value is of a kind of the schema.
-
-    kind: a type (float: a finite number), `type | None`, the allowed values (tuple or range),
-        [kind] of each part of a list, {name: kind}, or {...: kind} for any names.
-    """
-    if isinstance(kind, UnionType):
-        return any(fits(value, one) for one in kind.__args__)
-    if isinstance(kind, list):
-        return isinstance(value, list | tuple) and all(fits(part, kind[0]) for part in value)
-    if isinstance(kind, dict):
-        if not isinstance(value, dict) or not (... in kind or value.keys() == kind.keys()):
-            return False
-        names = all(type(name) is str for name in value)
-        return names and all(fits(value[name], kind.get(name, kind.get(...))) for name in value)
-    if isinstance(kind, tuple | range):
-        return type(value) is type(kind[0]) and value in kind
-    if kind is float:
-        return type(value) in (int, float) and -1e15 < value < 1e15
-    return type(value) is kind
-
-
-def out_of_range(state, settings):
-    """Those fields of a checkpoint, all of the right types, that are not in their ranges."""
-    epochs = {stage.name: stage.epochs for stage in settings.plan}
-    sums = state["sums"]  # over the images of the epoch's steps
+def is_position(state):
+    """Whether a run of these settings may stand at this step, with these sums over its epoch."""
+    epochs = {stage.name: stage.epochs for stage in Settings(**state["settings"]).plan}
+    sums = state["sums"]
     begun = {"loss", "correct"} <= sums.keys() and sums.get("images", 0) > 0
-    in_range = {
-        "classes": 0 < len(state["classes"]) <= 100_000,
-        "mean": len(state["mean"]) == 3,
-        "std": len(state["std"]) == 3 and min(state["std"]) > 0,
-        "epoch": state["epoch"] <= epochs.get(state["stage"], -1),
-        "sums": begun or state["step"] == 0,
-        "seconds": state["seconds"] >= 0,
-    }
-    return [name for name, right in in_range.items() if not right]
+    in_plan = state["epoch"] <= epochs.get(state["stage"], -1)
+    return in_plan and (begun if state["step"] else not sums)
 
 
 def build(settings, num_classes, mean, std):
@@ -182,17 +183,17 @@ def restore_optimizer(optimizer, state, path):
     Raises ValueError if they are not those of this optimizer's parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    sgd = isinstance(optimizer, torch.optim.SGD)
-    names = {"momentum_buffer"} if sgd else {"step", "exp_avg", "exp_avg_sq"}
-    lowest = {"step": 1, "exp_avg_sq": 0}
-    saved = state["optimizer"].get("state")
-    for i, moments in saved.items() if isinstance(saved, dict) else [(None, None)]:
-        known = type(i) is int and i in range(len(parameters)) and isinstance(moments, dict)
-        if not known or moments.keys() != names:
+    lowest = {"step": 1, "exp_avg": -torch.inf, "exp_avg_sq": 0}
+    if isinstance(optimizer, torch.optim.SGD):
+        lowest = {"momentum_buffer": -torch.inf}
+    saved = state["optimizer"]["state"]
+    for i, moments in saved.items():
+        known = type(i) is int and 0 <= i < len(parameters) and isinstance(moments, dict)
+        if not known or moments.keys() != lowest.keys():
             raise ValueError(f"{path} is damaged: its optimizer is not that of its stage")
         for name, tensor in moments.items():
             own = torch.ones(()) if name == "step" else parameters[i]
-            fitted(tensor, own, f"{path}, optimizer, {name}", lowest.get(name, -torch.inf))
+            fitted(tensor, own, f"{path}, optimizer, {name}", lowest[name])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
 
 

@@ -11,7 +11,6 @@ import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -127,7 +126,7 @@ class Data:
 
     def to(self, device):
         """Moves what is in memory to the device."""
-        test = self.test.to(device) if self.test else None
+        test = self.test and self.test.to(device)
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=test)
 
 
@@ -147,7 +146,7 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         train = shapes(train_images or 8_000, 0, image_size or 32)
         test_images = max(len(SHAPES), min(2_000, len(train) // 4))
         test = shapes(test_images, 1, image_size or 32) if with_test else None
-        classes = tuple(SHAPES)
+        classes = SHAPES
     elif name in CIFAR:
         if image_size not in (0, 32):
             raise ValueError(f"--image-size is {image_size}; images of {name} stay as they are, 32")
@@ -155,7 +154,7 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         test = cifar(name, root, False)[0] if with_test else None
     else:
         train, test, found = folders(name, Path(root), image_size)
-        classes = tuple(train.images.classes)
+        classes = train.images.classes
     count = train_images or len(train)
     if not 0 < val_images < count <= len(train):
         cut = f"{count} training images with {val_images} for validation cannot be cut"
@@ -183,7 +182,7 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         crop = image_size or 224
         pad = 0
     read = f"{len(train):,} training and {len(val):,} validation images, {len(classes):,} classes"
-    return Data(train, val, test, classes, mean, std, crop, pad, read + found)
+    return Data(train, val, test, tuple(classes), mean, std, crop, pad, read + found)
 
 
 def statistics(images):
@@ -219,14 +218,14 @@ def cifar(name, root, train):
     socket.setdefaulttimeout(PATIENCE)
     try:
         data = kind(root, train=train, download=True)
-    except (OSError, RuntimeError, EOFError, HTTPException) as problem:
+    except Exception as problem:  # of many kinds: of the network, the disk, damaged files
         reason = " ".join(str(problem).split())
         missing = f"{name} is not in {root} and could not be downloaded ({reason})"
         raise ValueError(f"{missing}; put {kind.filename} there") from None
     finally:
         socket.setdefaulttimeout(before)
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return Split(images, torch.tensor(data.targets)), tuple(data.classes)
+    return Split(images, torch.tensor(data.targets)), data.classes
 
 
 def folders(name, root, image_size):
@@ -257,15 +256,15 @@ def read_images(split, index, side=0):
     files = split.images
     side = side or files.size or files[index[0]][0].shape[1]
     check_memory(6 * len(index) * side**2)
-    images = torch.empty(len(index), 3, side, side, dtype=torch.uint8)
-    for i, number in enumerate(index.tolist()):
-        image = files[number][0]
-        if image.shape != images[i].shape or side == 1:
+    images = []
+    for i in index.tolist():
+        image = files[i][0]
+        if image.shape != (3, side, side) or side == 1:
             sides = f"{image.shape[2]} x {image.shape[1]} pixels, not {side} x {side}"
             advice = "use --image-size to make all squares of one size, of more than one pixel"
-            raise ValueError(f"{files.paths[number]} is {sides}; {advice}")
-        images[i] = image
-    return Split(images, split.labels[index])
+            raise ValueError(f"{files.paths[i]} is {sides}; {advice}")
+        images.append(image)
+    return Split(torch.stack(images), split.labels[index])
 
 
 def augment(x, crop, pad, generator):

@@ -1,6 +1,5 @@
 """Files of a run: written whole or not at all, never through a link, and checked when read."""
 
-import errno
 import io
 import json
 import os
@@ -20,7 +19,6 @@ except ImportError:  # Windows: a folder is not locked
     fcntl = None
 
 TEMPORARY = ".blockdrop"  # how the name of a file ends that is being written
-NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
 
 
 def check_plain(path, follow_links=False):
@@ -63,16 +61,14 @@ def read_file(path):
 
     Raises ValueError, one line, if it is damaged, holds anything else or is no plain file.
     """
+    if not os.path.lexists(path):
+        raise ValueError(f"{path} does not exist")
     check_plain(path, follow_links=True)
     try:
-        file = open(path, "rb")  # noqa: SIM115
-    except OSError as problem:
-        missing = isinstance(problem, FileNotFoundError)
-        fault = "does not exist" if missing else f"cannot be read: {problem.strerror}"
-        raise ValueError(f"{path} {fault}") from None
-    try:
-        with file:
+        with open(path, "rb") as file:
             return torch.load(verified(file), map_location="cpu", weights_only=True)
+    except PermissionError as problem:
+        raise ValueError(f"{path} cannot be read: {problem.strerror}") from None
     except Exception as problem:  # of many kinds, and with texts that advise to load it unsafely
         fault = "it is damaged, not a file of torch.save, or holds more than plain types, tensors"
         raise ValueError(f"{path} cannot be read ({type(problem).__name__}): {fault}") from None
@@ -108,7 +104,7 @@ def locked(folder):
     """
     path = Path(folder) / ".lock"
     check_plain(path)
-    with open(path, "ab", opener=lambda name, flags: os.open(name, flags | NO_WAIT, 0o666)) as file:
+    with open(path, "ab") as file:
         if fcntl and rank() == 0:
             lock(file, folder)
         yield
@@ -118,10 +114,10 @@ def lock(file, folder):
     """Locks a file for as long as it is open, and removes what killed writes have left."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the two answers of systems to a held lock
+        advice = "wait for its end, or use another --out"
+        raise ValueError(f"another run is writing to {folder}; {advice}") from None
     except OSError as problem:
-        if problem.errno in (errno.EACCES, errno.EAGAIN):
-            advice = "wait for its end, or use another --out"
-            raise ValueError(f"another run is writing to {folder}; {advice}") from None
         reason = f"{problem.strerror}; start no second run in it"
         print(f"{folder} is not locked: {reason}", file=sys.stderr)
         return
@@ -134,13 +130,13 @@ def claim(folder):
 
     A run that was killed before its first checkpoint has left its settings.json, and may go on.
     """
-    names = ("settings.json", "metrics.jsonl", "resnet.pt")
-    there = [name for name in names if os.path.lexists(Path(folder) / name)]
+    settings = Path(folder) / "settings.json"
+    names = [settings.name, "metrics.jsonl", "resnet.pt"]
+    there = [name for name in names if os.path.lexists(settings.with_name(name))]
     try:
-        check_plain(Path(folder) / names[0])
-        settings = json.loads((Path(folder) / names[0]).read_bytes())
-        ours = {"preset", "stages", "seed"} <= settings.keys()
-    except (OSError, ValueError, AttributeError, RecursionError):  # AttributeError: no dict
+        check_plain(settings)
+        ours = {"preset", "stages", "seed"} <= set(json.loads(settings.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):  # TypeError: no dict
         ours = False
     if there and not ours:
         raise ValueError(f"{folder} holds {', '.join(there)} of another program; use another --out")

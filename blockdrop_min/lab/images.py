@@ -21,6 +21,8 @@ from torchvision.transforms import functional as transforms
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF")
 SUFFIXES = {name for name, format in Image.registered_extensions().items() if format in FORMATS}
 
+HIDDEN = (".", "__MACOSX", "@eaDir")  # how names begin that a program gives to files for itself
+
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # or its errors go to standard error
 
 
@@ -78,11 +80,6 @@ def load_image(path, size, short_side=None):
     return transforms.pil_to_tensor(image)
 
 
-def is_hidden(name):
-    """Whether a file or folder is no part of a data set: a program put it there for itself."""
-    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
-
-
 def scan(folder, left_out):
     """Yields the image files in a folder and in its folders, in order of their names.
 
@@ -90,11 +87,10 @@ def scan(folder, left_out):
         too: they may lead in a circle.
     """
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if is_hidden(entry.name) or (entry.is_symlink() and entry.is_dir()):
-            left_out.append(entry.path)
-        elif entry.is_dir():
+        is_hidden = entry.name.startswith(HIDDEN)
+        if entry.is_dir(follow_symlinks=False) and not is_hidden:
             yield from scan(entry.path, left_out)
-        elif Path(entry.name).suffix.lower() in SUFFIXES:
+        elif Path(entry).suffix.lower() in SUFFIXES and not entry.is_dir() and not is_hidden:
             yield entry.path
         else:
             left_out.append(entry.path)
@@ -118,7 +114,7 @@ class ImageFolder(Dataset):
         self.left_out = []
         for folder in sorted(root.iterdir()):
             around = root.resolve().is_relative_to(folder.resolve())  # a link in a circle
-            if not folder.is_dir() or is_hidden(folder.name) or around:
+            if not folder.is_dir() or folder.name.startswith(HIDDEN) or around:
                 self.left_out.append(str(folder))
                 continue
             paths = list(scan(folder, self.left_out))

@@ -5,7 +5,7 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 PLAIN_EVERY = 30.0  # seconds between lines of progress off a terminal
 
@@ -53,23 +53,11 @@ class Log:
 
     def __init__(self, quiet=False):
         self.console = safe_console(soft_wrap=True, quiet=quiet)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
         # Redirected streams, and rich's lock, would be inherited by the processes that read images.
-        self.progress = Progress(
-            *columns,
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self.task = self.progress.add_task("", visible=False)
+        streams = {"redirect_stdout": False, "redirect_stderr": False}
+        shown = {"transient": True, "disable": not self.console.is_terminal}
+        self.progress = Progress(console=self.console, **shown, **streams)
+        self.task = self.progress.add_task("starting")
         self.last_line = time.monotonic()
 
     def __enter__(self):
@@ -97,9 +85,7 @@ class Log:
         self.steps = steps
         self.done = done
         self.begun = time.monotonic()
-        self.progress.reset(
-            self.task, description=self.name, total=steps, completed=done, visible=True
-        )
+        self.progress.reset(self.task, description=self.name, total=steps, completed=done)
 
     def step(self, step):
         """Says that steps 0 .. step - 1 of the epoch are done."""

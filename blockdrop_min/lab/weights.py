@@ -1,7 +1,6 @@
 """Weights made elsewhere: torchvision's names, and the checkpoints of the BlockDrop authors."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ AUTHORS = [
 ]
 # An agent's unused value head, and what older ones left behind.
 IGNORED = re.compile(r"vnet\.|features\.fc\.")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def translate(state, what, is_agent):
@@ -43,14 +42,13 @@ def fitted(tensor, own, what, low=-torch.inf):
     dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
     if not dense or tensor.is_nested or tensor.is_meta or is_expanded(tensor):
         raise ValueError(f"{what} is no dense tensor")
-    if tensor.shape != own.shape:
-        raise ValueError(f"{what} is {list(tensor.shape)}; this network needs {list(own.shape)}")
-    if tensor.dtype != own.dtype and not {tensor.dtype, own.dtype} <= set(FLOATS):
-        raise ValueError(f"{what} is {tensor.dtype}; this network needs {own.dtype}")
+    alike = tensor.dtype == own.dtype or {tensor.dtype, own.dtype} <= FLOATS
+    if not alike or tensor.shape != own.shape:
+        given = f"{tensor.dtype} {list(tensor.shape)}"
+        raise ValueError(f"{what} is {given}; this network needs {own.dtype} {list(own.shape)}")
     tensor = tensor.to(own.dtype)  # in which a large double may be infinite
     if not torch.isfinite(tensor).all() or (tensor < low).any():
-        limit = "" if low == -torch.inf else f", or is below {low}"
-        raise ValueError(f"{what} holds a number that is not finite{limit}")
+        raise ValueError(f"{what} holds a number that is not finite, or too low")
     return tensor
 
 
@@ -72,11 +70,9 @@ def fitting(network, state, what):
     if missing or left:
         lacks = f"{len(missing)} tensors missing {missing[:3]}"
         raise ValueError(f"{what}: {lacks}, {len(left)} left over {[n[:40] for n in left[:3]]}")
-    counts = ("running_var", "num_batches_tracked")
-    return {
-        name: fitted(t, own[name], f"{what}: {name}", 0 if name.endswith(counts) else -torch.inf)
-        for name, t in state.items()
-    }
+    not_negative = ("running_var", "num_batches_tracked")
+    lowest = {name: 0 if name.endswith(not_negative) else -torch.inf for name in own}
+    return {n: fitted(t, own[n], f"{what}: {n}", lowest[n]) for n, t in state.items()}
 
 
 def start_policy(policy, path):
@@ -93,12 +89,11 @@ def start_policy(policy, path):
 
 def content_of(checkpoint, what):
     """The dict of a file, or the dict itself; the `state_dict` or `model` in it, if it has one."""
-    is_path = isinstance(checkpoint, (str, Path))
-    content = read_file(checkpoint) if is_path else checkpoint
-    if not isinstance(content, Mapping):
+    content = read_file(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+    if not isinstance(content, dict):
         raise ValueError(f"{what} holds a {type(content).__name__}; it must hold a dict of tensors")
     for name in ("state_dict", "model"):
-        if isinstance(content.get(name), Mapping):
+        if isinstance(content.get(name), dict):
             return content[name]
     return content
 
@@ -114,20 +109,18 @@ def load_foreign(model, checkpoint):
     Raises ValueError, and changes nothing, if a key is missing or left over, those that are to be
     ignored excepted, or if a tensor does not fit.
     """
-    what = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "checkpoint"
+    what = checkpoint if isinstance(checkpoint, str | Path) else "checkpoint"
     content = content_of(checkpoint, what)
     parts = {"resnet": content.get("resnet"), "agent": content.get("agent", content.get("net"))}
-    if not any(isinstance(part, Mapping) for part in parts.values()):
-        parts = {"resnet": content, "agent": content}
-        if isinstance(model, BlockDrop):
-            raise ValueError(f"{what} holds one network; a BlockDrop needs `resnet` and `agent`")
     if isinstance(model, BlockDrop):
         networks = {"resnet": model.resnet, "agent": model.policy}
     else:
         networks = {"agent" if isinstance(model, PolicyNet) else "resnet": model}
+        if not any(isinstance(part, dict) for part in parts.values()):
+            parts = dict.fromkeys(parts, content)  # it is the weights of one network
     states = {}
     for name, network in networks.items():
-        if not isinstance(parts[name], Mapping):
+        if not isinstance(parts[name], dict):
             has = [str(key)[:40] for key in content][:5]
             raise ValueError(f"{what} holds no `{name}`; it has {has}")
         state = translate(parts[name], f"{what}, {name}", name == "agent")

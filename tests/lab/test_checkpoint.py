@@ -339,7 +339,7 @@ ODD = [None, True, -1, 0.5, float("nan"), float("inf"), 10**400, "", LONG, [], [
        {"a": 1}, {1: 2}, b"", 1j, torch.ones(2), torch.tensor(1.0), NESTED]  # fmt: skip
 OURS = state_of()[0]
 GOOD = {  # field -> which of the odd values it may have, by their places
-    "seconds": [3], "sums": [12, 13], "optimizer": [0, 12, 13, 14], "mean": [11], "std": [11],
+    "seconds": [3], "sums": [12], "optimizer": [0], "mean": [11], "std": [11],
     "metrics": [9], "resnet": [], "policy": [], "classes": [], "settings": [], "stage": [],
     "epoch": [], "step": [], "format": [],
 }  # fmt: skip
@@ -389,6 +389,7 @@ WRONG = {
     "a setting of others": with_setting(flavour=3),
     "a policy of other blocks": with_setting(policy="1" * 10_000),
     "no classes": {"classes": ()},
+    "classes without end": {"classes": ("a",) * 100_001},
     "classes without names": {"classes": tuple(range(10))},
     "a mean of one channel": {"mean": (0.5,)},
     "a mean that is not finite": {"mean": (0.5, float("nan"), 0.5)},
@@ -411,6 +412,9 @@ WRONG = {
     "a row with None for a number": with_row(accuracy=None),
     "a row with a negative epoch": with_row(epoch=-1),
     "an optimizer that is a list": {"optimizer": [1]},
+    "an optimizer without moments": {"optimizer": {}},
+    "moments that are a list": {"optimizer": {"state": [1]}},
+    "sums before the first step": {"sums": SUMS},
     "a field of others": {"note": "run curl evil"},
 }
 
@@ -433,7 +437,10 @@ def test_what_is_saved_unchanged_passes_the_same_door(tmp_path):
     ("changes", "said"),
     [
         (with_setting(depth=14), "resnet: 30 tensors missing"),
-        ({"classes": ("a", "b")}, "fc.weight is [10, 64]; this network needs [2, 64]"),
+        (
+            {"classes": ("a", "b")},
+            "[10, 64]; this network needs torch.float32 [2, 64]",
+        ),
         ({"policy": state_of(policy_width=3)[0]["policy"]}, "policy: "),
         ({"policy": state_of(policy="101")[0]["policy"]}, "policy: "),
         ({"resnet": {}}, "resnet: "),
@@ -540,6 +547,7 @@ MOMENTS = {
     "a negative parameter": lambda moments: moments.update({-1: moments[0]}),
     "a parameter of another type": lambda moments: moments.update({True: moments[0]}),
     "a list": lambda moments: moments.update({1: [1]}),
+    "a step that is no tensor": change("step", 1),
 }
 
 
@@ -553,12 +561,6 @@ def test_moments_that_are_not_of_this_optimizer_are_refused(tmp_path, fault):
     fresh = make()
     refusal(tmp_path, lambda path: restore_optimizer(fresh, {"optimizer": given}, path))
     assert fresh.state_dict()["state"] == {}
-
-
-@pytest.mark.parametrize("optimizer", [{}, {"state": [1]}, {"state": {0: {"step": 1}}}])
-def test_an_optimizer_without_moments_is_refused(tmp_path, optimizer):
-    _, make = optimizer_of("SGD")
-    refusal(tmp_path, lambda path: restore_optimizer(make(), {"optimizer": optimizer}, path))
 
 
 def test_the_moments_of_another_stage_are_refused(tmp_path):
@@ -625,7 +627,7 @@ def test_a_broken_folder_of_that_name_is_not_passed_over(shop):
 
 # ------------------------------------------------------------------------------------------ edges
 def test_a_loaded_model_takes_other_sizes(tmp_path):
-    logits, u = load(saved(tmp_path))(images(1, 40, 24).sigmoid().float())
+    logits, u = load(saved(tmp_path))(images(1, 40, 24).float().sigmoid())
     assert logits.shape == (1, 10)
     assert u.shape == (1, 3)
 

@@ -463,6 +463,7 @@ LOOPS = {  # place of the link -> where it leads
     "a class leads to the root of the disk": {"bee/again": "/"},
     "two classes lead to each other": {"bee/one": "../apple", "apple/other": "../bee"},
     "two loops": {"bee/one": ".", "bee/two": "."},
+    "a loop by the name of an image": {"bee/one.png": "."},
 }
 
 

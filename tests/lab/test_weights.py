@@ -93,7 +93,7 @@ def test_a_blockdrop_takes_both_networks_of_an_authors_checkpoint(family, agent)
     source, model = pair(family, seed=7), pair(family)
     load_foreign(model, authors(source, agent))
     assert equal(model, source.state_dict())
-    x = images(3, 33)
+    x = images(3, 33).sigmoid()
     assert all(
         torch.equal(ours, theirs)
         for ours, theirs in zip(model.eval()(x), source.eval()(x), strict=True)
@@ -257,8 +257,8 @@ def test_weights_of_another_precision_are_converted(dtype):
 @pytest.mark.parametrize(
     ("name", "number", "said"),
     [
-        ("layer1.0.bn1.running_var", -0.1, "is below 0"),
-        ("layer1.0.bn1.num_batches_tracked", -1, "is below 0"),
+        ("layer1.0.bn1.running_var", -0.1, "too low"),
+        ("layer1.0.bn1.num_batches_tracked", -1, "too low"),
         ("fc.bias", 1e300, "not finite"),  # it is, but not in the float32 of the network
     ],
 )
@@ -331,12 +331,12 @@ REASONS = {
         ("no tensor", "sparse", "meta", "expanded", "overlapping", "nested"),
         "conv2.weight is no dense tensor",
     ),
-    "integers": r"conv2.weight is torch.int32; this network needs torch.float64",
-    "booleans": r"conv2.weight is torch.bool; this network needs torch.float64",
-    "complex": r"conv2.weight is torch.complex128; this network needs torch.float64",
-    "eight bits": r"conv2.weight is torch.float8_e4m3fn; this network needs torch.float64",
-    "quantized": r"conv2.weight is torch.qint8; this network needs torch.float64",
-    "another shape": r"conv2.weight is \[2, 2\]; this network needs \[\d+, \d+, 3, 3\]",
+    "integers": r"conv2.weight is torch.int32 .*; this network needs torch.float64 ",
+    "booleans": r"conv2.weight is torch.bool .*; this network needs torch.float64 ",
+    "complex": r"conv2.weight is torch.complex128 .*; this network needs torch.float64 ",
+    "eight bits": r"conv2.weight is torch.float8_e4m3fn .*; this network needs torch.float64 ",
+    "quantized": r"conv2.weight is torch.qint8 .*; this network needs torch.float64 ",
+    "another shape": r"conv2.weight is .* \[2, 2\]; this network needs .* \[\d+, \d+, 3, 3\]",
     "nan": "conv2.weight holds a number that is not finite",
     "inf": "conv2.weight holds a number that is not finite",
 }
@@ -381,9 +381,7 @@ def test_a_blockdrop_needs_both_networks(part):
 
 def test_a_blockdrop_refuses_the_weights_of_one_network():
     model = pair()
-    with pytest.raises(
-        ValueError, match="holds one network; a BlockDrop needs `resnet` and `agent`"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoint holds no `resnet`; it has \['conv1.weight'"):
         load_foreign(model, model.resnet.state_dict())
 
 
@@ -398,7 +396,10 @@ def test_a_network_of_another_depth_is_refused():
 
 
 def test_a_network_with_another_number_of_classes_is_refused():
-    with pytest.raises(ValueError, match=r"fc.weight is \[7, 5\]; this network needs \[5, 5\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"fc.weight is .* \[7, 5\]; this network needs .* \[5, 5\]",
+    ):
         load_foreign(small_resnet(), small_resnet(classes=7).state_dict())
 
 
