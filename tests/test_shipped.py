@@ -1,0 +1,53 @@
+"""The model that ships: file, code and README say the same of it. Nothing is trained here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from blockdrop_min import load
+from blockdrop_min.lab.checkpoint import MODELS
+from blockdrop_min.lab.data import load_data
+from blockdrop_min.lab.evaluation import run_policy
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The model in float64, in which no rounding of a machine decides, and its data."""
+    return load("demo").double(), load_data("shapes", "", with_test=True)
+
+
+def row(name, result):
+    """A row of evaluate.py's table."""
+    numbers = (
+        f"{100 * result.accuracy:.2f}",
+        f"{result.blocks_mean:.2f} ± {result.blocks_std:.2f}",
+        f"{result.flops_mean / 1e6:.1f} ± {result.flops_std / 1e6:.1f}",
+        f"{100 * result.flops_saved:.1f}",
+        f"{result.distinct_policies}",
+    )
+    return " ".join((name, *numbers))
+
+
+@pytest.mark.parametrize("name", ["full network", "BlockDrop"])
+def test_readme_shows_what_the_shipped_model_does_on_the_drawn_test_set(demo, name):
+    model, data = demo
+    u = torch.ones(9) if name == "full network" else None
+    expected = row(name, run_policy(model, data.test, data.crop, u))
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert expected in [" ".join(line.split()) for line in lines]
+
+
+def test_the_shipped_file_is_small():
+    assert (MODELS / "demo.pt").stat().st_size <= 700_000
+
+
+def test_the_shipped_model_knows_its_classes(demo):
+    assert demo[0].classes == demo[1].classes
+
+
+def test_the_shipped_model_is_there_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("demo").resnet.num_blocks == 9
