@@ -1,6 +1,6 @@
 """blockdrop_min: BlockDrop (Wu et al., CVPR 2018) to read, run and teach from.
 
-The method, in reading order: masked_resnet, policy_net, rewards, policy_gradient, pretraining,
+The method, in reading order: masked_resnet, policy_network, rewards, policy_gradient, pretraining,
 curriculum, finetuning, blockdrop. What a run needs besides is in lab/.
 """
 
@@ -12,5 +12,5 @@ from .lab.folding import fast
 from .lab.weights import load_foreign
 from .masked_resnet import MaskedResNet, resnet
 from .policy_gradient import entropy, policy_loss
-from .policy_net import PolicyNet, bound, force_on, greedy, policy_net, sample
+from .policy_network import PolicyNet, bound, force_on, greedy, policy_net, sample
 from .rewards import reward

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .policy_net import greedy
+from .policy_network import greedy
 
 
 class BlockDrop(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .policy_gradient import entropy, policy_loss
-from .policy_net import bound, force_on, greedy, sample
+from .policy_network import bound, force_on, greedy, sample
 from .rewards import correct_under, reward
 
 

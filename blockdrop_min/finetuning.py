@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from .curriculum import portion
 from .policy_gradient import entropy, policy_loss
-from .policy_net import bound, greedy, sample
+from .policy_network import bound, greedy, sample
 from .rewards import correct_under, reward
 
 

@@ -6,7 +6,7 @@ Read after rewards.py. tests/test_policy_gradient.py proves that the loss is rig
 
 import torch
 
-from .policy_net import force_on
+from .policy_network import force_on
 
 
 def policy_loss(s_bounded, u, advantage, free=None):

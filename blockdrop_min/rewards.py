@@ -1,4 +1,4 @@
-"""The reward of a policy (paper, section 3.2). Read after policy_net.py."""
+"""The reward of a policy (paper, section 3.2). Read after policy_network.py."""
 
 import torch
 

@@ -37,7 +37,7 @@ from blockdrop_min.lab.evaluation import run_policy
 from blockdrop_min.lab.process import Stop
 from blockdrop_min.lab.settings import PRESETS, Settings
 from blockdrop_min.masked_resnet import MaskedResNet, kept_images, put
-from blockdrop_min.policy_net import force_on, sample
+from blockdrop_min.policy_network import force_on, sample
 from blockdrop_min.pretraining import pretrain_step, random_policies
 from blockdrop_min.rewards import correct_under
 

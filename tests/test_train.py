@@ -42,7 +42,7 @@ from blockdrop_min.lab.data import Split, load_data
 from blockdrop_min.lab.evaluation import run_policy
 from blockdrop_min.lab.log import COLUMNS
 from blockdrop_min.lab.settings import Settings, Stage, parse
-from blockdrop_min.policy_net import force_on, greedy
+from blockdrop_min.policy_network import force_on, greedy
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -10,7 +10,7 @@ import torch
 
 from ..blockdrop import BlockDrop, FixedPolicy
 from ..masked_resnet import resnet
-from ..policy_net import policy_net
+from ..policy_network import policy_net
 from .files import read_file, write_safely
 from .settings import STAGES, Settings
 from .weights import fitted, fitting

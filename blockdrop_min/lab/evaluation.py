@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..blockdrop import FixedPolicy, static_policy
-from ..policy_net import force_on, greedy
+from ..policy_network import force_on, greedy
 from .cost import policy_cost, resnet_cost
 from .data import centre_crop, seeded
 

@@ -13,7 +13,7 @@ import torch
 
 from ..blockdrop import static_policy
 from ..masked_resnet import segments_of
-from ..policy_net import bound
+from ..policy_network import bound
 from .data import DATA, seeded
 
 STAGES = ("pretrain", "curriculum", "finetune")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..blockdrop import BlockDrop
-from ..policy_net import PolicyNet
+from ..policy_network import PolicyNet
 from .files import read_file
 
 # The authors' names of a ResNet's parts, and ours (torchvision's). Their segments count from 0.

@@ -31,7 +31,7 @@ from blockdrop_min.lab.data import augment, load_data
 from blockdrop_min.lab.files import locked
 from blockdrop_min.lab.process import average_gradients, first_alone, my_part, skip, team, total
 from blockdrop_min.lab.settings import parse
-from blockdrop_min.policy_net import sample
+from blockdrop_min.policy_network import sample
 from blockdrop_min.pretraining import random_policies
 
 CPU = torch.device("cpu")

@@ -32,7 +32,7 @@ from blockdrop_min.lab.evaluation import flops_under
 from blockdrop_min.lab.log import safe_console
 from blockdrop_min.lab.process import choose_device, out_of_memory
 from blockdrop_min.lab.settings import Parser, Settings
-from blockdrop_min.policy_net import greedy
+from blockdrop_min.policy_network import greedy
 
 DRAWS = 7  # batches that the variants meet in turn
 DTYPES = ("fp32", "tf32", "bf16")
