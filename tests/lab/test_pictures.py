@@ -125,8 +125,8 @@ def test_answers_stand_in_the_order_of_their_blocks(tmp_path, monkeypatch):
     blocks, names = [7, 2, 5], ["seven", "two", "five"]
     path = tmp_path / "a.png"
     texts = written(monkeypatch, lambda: answers(list(part.images), blocks, names, path))
-    assert [text for text, _ in texts] == ["2", "two", "5", "five", "7", "seven"]
-    shown = [opened(path).getpixel((130 * place + 30, 30))[0] for place in range(3)]
+    assert [text for text, _ in texts] == ["2 two", "5 five", "7 seven"]
+    shown = [opened(path).getpixel((130 * place + 60, 30))[0] for place in range(3)]
     assert shown == [20, 40, 0]
 
 
