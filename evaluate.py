@@ -24,6 +24,7 @@ import json
 import statistics
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,11 +122,10 @@ def evaluate(name, options, device):
         loss = evaluation.dealt_loss(model, data, ours, settings.seed, workers)
         numbers["dealt_loss"], numbers["dealt_loss_error"] = loss
     else:
-        policies = {"full": torch.ones(model.resnet.num_blocks), "blockdrop": None}
-        results = {}
-        for kind in ("full", "blockdrop")[: 1 + trained]:
-            u = policies[kind]
-            results[kind] = evaluation.run_policy(model, data.test, data.crop, u, workers=workers)
+        run = partial(evaluation.run_policy, model, data.test, data.crop, workers=workers)
+        results = {"full": run(torch.ones(model.resnet.num_blocks))}
+        if trained:
+            results["blockdrop"] = run()
     return Run(name, settings, data, results, numbers | numbers_of(data.test, results))
 
 
@@ -135,10 +135,7 @@ def numbers_of(test, results):
     numbers = {name: value for name, value in vars(ours).items() if not torch.is_tensor(value)}
     numbers |= {"images": len(test), "num_blocks": ours.u.shape[1]}
     numbers["full_accuracy"] = results["full"].accuracy
-    numbers["baselines"] = {}
-    for name, result in results.items():
-        row = {"accuracy": result.accuracy, "blocks": result.blocks_mean}
-        numbers["baselines"][name] = row | {"flops": result.flops_mean}
+    numbers["baselines"] = {name: result.row() for name, result in results.items()}
     if test.difficulty is not None:
         difficulty = test.difficulty.cpu()
         blocks = ours.u.sum(1)
@@ -181,11 +178,12 @@ def results_table(group):
     rows = []
     for name, one in group[0].results.items():
         results = [run.results[name] for run in group]
+        flops = [result.flops_mean / 1e6 for result in results]
         row = [
             label(name, group[0].settings),
             mean_std([100 * result.accuracy for result in results], "{:.2f}"),
             mean_std([result.blocks_mean for result in results], "{:.2f}", one.blocks_std),
-            mean_std([result.flops_mean / 1e6 for result in results], "{:.1f}", one.flops_std / 1e6),
+            mean_std(flops, "{:.1f}", one.flops_std / 1e6),
             mean_std([100 * result.flops_saved for result in results], "{:.1f}"),
             mean_std([result.distinct_policies for result in results], "{:.0f}"),
         ]
@@ -223,7 +221,8 @@ def report(console, group):
     """Prints the results of runs that differ in their seed: a table, and lines on each run."""
     settings = group[0].settings
     names = ", ".join(run.name for run in group)
-    console.print(f"{names}: ResNet-{settings.depth} on {settings.data}, {len(group)} run(s), test set")
+    network = f"ResNet-{settings.depth} on {settings.data}"
+    console.print(f"{names}: {network}, {len(group)} run(s), test set")
     console.print(results_table(group), soft_wrap=False)
     for run in group:
         numbers = run.numbers
@@ -266,7 +265,7 @@ def folder_of(name):
 
 
 def draw(run, group):
-    """Draws a run's pictures, the trade-off with the means of a group of runs. Returns whether."""
+    """Draws a run's pictures; in the trade-off, the means over a group of runs."""
     folder = folder_of(run.name)
     if "blockdrop" in run.results:
         u = run.results["blockdrop"].u
@@ -276,25 +275,24 @@ def draw(run, group):
         draw_tradeoff(group, folder / "tradeoff.png")
     if "enumeration" in run.numbers:
         found = run.numbers["enumeration"]
-        spots = {}
-        for name, row in (found["policies"] | found["frontier"]).items():
-            spots[name] = (row["flops"], row["accuracy"])
-        points = {name: [spots[name]] for name in found["policies"]}
-        frontier = {"single policies": [spots[name] for name in found["frontier"]]}
-        pictures.tradeoff(points, folder / "enumeration.png", frontier)
+        points = {name: [spot(row)] for name, row in found["policies"].items()}
+        lines = {"single policies": [spot(row) for row in found["frontier"].values()]}
+        pictures.tradeoff(points, folder / "enumeration.png", lines)
+
+
+def spot(row):
+    """Where a row of the JSON lies in the trade-off picture."""
+    return row["flops"], row["accuracy"]
 
 
 def draw_tradeoff(group, path):
     """The trade-off picture of runs that differ in their seed."""
     points = {}
     for name in group[0].results:
-        rows = [run.results[name] for run in group]
-        points[label(name, group[0].settings)] = [(row.flops_mean, row.accuracy) for row in rows]
-    lines = {}
-    if " ".join(group[0].data.classes) == pictures.CIFAR10:
-        for name, line in pictures.PUBLISHED.items():
-            lines[f"{name}, paper"] = [(1e8 * flops, percent / 100) for flops, percent in line]
-    pictures.tradeoff(points, path, lines)
+        rows = [run.results[name].row() for run in group]
+        points[label(name, group[0].settings)] = [spot(row) for row in rows]
+    cifar10 = " ".join(group[0].data.classes) == pictures.CIFAR10
+    pictures.tradeoff(points, path, pictures.PUBLISHED if cifar10 else {})
 
 
 def check_json(path):
@@ -331,9 +329,10 @@ def answer(name, named, device, console):
         blocks.append(int(u.sum()))
         names.append(state["classes"][best])
         which = "".join(bar[int(keep)] for keep in u[0])
-        saved = f"{blocks[-1]} of {u.shape[1]} blocks, {100 * (1 - flops.item() / full):.0f} % saved"
+        kept = f"{blocks[-1]} of {u.shape[1]} blocks"
+        saved = f"{100 * (1 - flops.item() / full):.0f} % saved"
         prediction = f"{names[-1]} {100 * probability:.1f} %"
-        console.print(f"{path:<{width}}  {which}  {saved}: {prediction}")
+        console.print(f"{path:<{width}}  {which}  {kept}, {saved}: {prediction}")
     if shown:
         picture = folder_of(name) / "images.png"
         if saved_by(pictures.answers, shown, blocks, names, picture):

@@ -108,14 +108,12 @@ def cross_fitted(correct, u, gamma, groups):
 def put_into_bins(val, test, u, gamma):
     """Replaces confidences by their bins: quantiles of validation, as many as serve best there."""
     confidence = val["by confidence"]
-    best = -torch.inf
+    candidates = []
     for bins in BINS:
-        candidate = confidence.quantile(torch.arange(1, bins, dtype=confidence.dtype) / bins)
-        groups = torch.bucketize(confidence, candidate)
-        fit = cross_fitted(val["correct"], u, gamma, groups)
-        if fit > best:
-            best = fit
-            edges = candidate
+        edges = confidence.quantile(torch.arange(1, bins, dtype=confidence.dtype) / bins)
+        groups = torch.bucketize(confidence, edges)
+        candidates.append((cross_fitted(val["correct"], u, gamma, groups), edges))
+    edges = max(candidates, key=lambda candidate: candidate[0])[1]
     for split in (val, test):
         split["by confidence"] = torch.bucketize(split["by confidence"], edges)
     return len(edges) + 1
@@ -188,10 +186,8 @@ def compare(results, gamma, informed):
     found = {"informed": informed, "policies": {}, "frontier": {}}
     for name, result in results.items():
         mean, error = mean_and_error(R[name])
-        row = {"reward": mean, "reward_error": error, "accuracy": result.accuracy}
-        row |= {"blocks": result.blocks_mean, "flops": result.flops_mean}
-        kind = "policies" if name in NEEDS else "frontier"
-        found[kind][name] = row | {"needs": NEEDS.get(name, "nothing")}
+        row = {"reward": mean, "reward_error": error, "needs": NEEDS.get(name, "nothing")}
+        found["policies" if name in NEEDS else "frontier"][name] = row | result.row()
     found["best_static_reward"] = found["policies"]["one for all"]["reward"]
     found["informed_reward"] = found["policies"][informed]["reward"]
     found["gain_informed"] = mean_and_error(R[informed] - R["one for all"])

@@ -41,6 +41,10 @@ class Result:
         self.flops_saved = 1 - self.flops_mean / self.flops_full
         self.distinct_policies = len(self.u.unique(dim=0))
 
+    def row(self):
+        """What JSON has of every policy that is compared."""
+        return {"accuracy": self.accuracy, "blocks": self.blocks_mean, "flops": self.flops_mean}
+
 
 @torch.inference_mode()
 def run_policy(model, split, crop, u=None, free=None, workers=0):
@@ -93,7 +97,6 @@ def evaluate_policies(model, data, seed=0, workers=0, counted=None):
     run = partial(run_policy, model, data.test, data.crop, workers=workers)
     segments = model.resnet.segments
     generator = seeded(seed, "rivals")
-    full = torch.ones(model.resnet.num_blocks)
     ours = run()
     keep = max(1, round(ours.blocks_mean))
     rates = ours.u.mean(0)  # [K]
@@ -111,7 +114,7 @@ def evaluate_policies(model, data, seed=0, workers=0, counted=None):
 
     rivals = {"first": [first], "random": random, "distribute": [distribute]}
     rivals |= {"best static": [best], "blind": blind}
-    results = {"full": run(full), "blockdrop": ours}
+    results = {"full": run(torch.ones_like(rates)), "blockdrop": ours}
     for name, draws in rivals.items():
         results[name] = pooled([run(u) for u in draws])
     return results
@@ -157,10 +160,8 @@ def neighbours(u, generator):
 
 def pooled(results):
     """Several draws of one kind of policy as one `Result` over all their images."""
-    correct = torch.cat([result.correct for result in results])
-    u = torch.cat([result.u for result in results])
-    flops = torch.cat([result.flops for result in results])
-    return Result(correct, u, flops, results[0].flops_full)
+    tensors = [(result.correct, result.u, result.flops) for result in results]
+    return Result(*map(torch.cat, zip(*tensors, strict=True)), results[0].flops_full)
 
 
 def dealt_loss(model, data, ours, seed=0, workers=0):

@@ -12,13 +12,13 @@ from torchvision.transforms.functional import to_pil_image
 from .files import write_safely
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
-PUBLISHED = {  # on these classes: (10^8 FLOPs, accuracy %), finetuned (paper, figure 4)
-    "ResNet": [(0.52, 90.2), (0.81, 91.3), (1.09, 92.1), (1.37, 92.3), (5.06, 93.2)],
-    "BlockDrop": [(0.87, 91.3), (1.16, 92.3), (1.53, 93.1), (1.83, 93.6)],
-    "SACT": [(0.76, 91.6), (1.08, 91.9), (1.19, 92.5), (3.14, 93.4)],
-    "ACT": [(0.96, 91.4), (1.27, 92.4), (2.04, 92.9), (3.78, 93.5)],
-    "PFEC": [(1.81, 93.1), (4.26, 93.6)],
-    "LCCL": [(0.52, 91.7), (0.98, 92.6), (1.30, 92.7)],
+PUBLISHED = {  # on these classes: (FLOPs, accuracy), finetuned (paper, figure 4)
+    "ResNet, paper": [(52e6, 0.902), (81e6, 0.913), (109e6, 0.921), (137e6, 0.923), (506e6, 0.932)],
+    "BlockDrop, paper": [(87e6, 0.913), (116e6, 0.923), (153e6, 0.931), (183e6, 0.936)],
+    "SACT, paper": [(76e6, 0.916), (108e6, 0.919), (119e6, 0.925), (314e6, 0.934)],
+    "ACT, paper": [(96e6, 0.914), (127e6, 0.924), (204e6, 0.929), (378e6, 0.935)],
+    "PFEC, paper": [(181e6, 0.931), (426e6, 0.936)],
+    "LCCL, paper": [(52e6, 0.917), (98e6, 0.926), (130e6, 0.927)],
 }
 INK = (30, 30, 40)
 FAINT = (205, 205, 215)
