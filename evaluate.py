@@ -67,13 +67,11 @@ class Run:
 def make_parser():
     """The parser of evaluate.py."""
     about = "The results table of a run, or mean ± deviation of several that differ in seed."
-    counting = "also run all 2^K policies on all images (minutes; K at most 12)"
-    answering = "only answer for these images, or folders of them; exit code 2 if one is unreadable"
     parser = Parser(prog="evaluate.py", description=about, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or demo")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers of the (first) run")
-    parser.add_argument("--enumerate", action="store_true", help=counting)
-    parser.add_argument("--images", nargs="+", metavar="FILE", help=answering)
+    parser.add_argument("--enumerate", action="store_true", help="also run all 2^K policies")
+    parser.add_argument("--images", nargs="+", metavar="FILE", help="only answer for these images")
     parser.add_argument("--data-dir", help="folder with the data; default: as in training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
@@ -244,8 +242,7 @@ def report_enumeration(console, name, found):
     text = f"all policies, counted; reward at gamma {found['gamma']:g}"
     console.print(f"{name}: {text}, what needs the label is a bound")
     console.print(enumeration_table(found), soft_wrap=False)
-    regrets = {"regret_static": "one for all", "regret_informed": found["informed"]}
-    for key, rival in regrets.items():
+    for key, rival in (("regret_static", "one for all"), ("regret_informed", found["informed"])):
         if key in found:
             regret, error = found[key]
             text = f"regret, reward {rival} less the learned one: {regret:.3f} ± {error:.3f}"
@@ -314,7 +311,7 @@ def answer(name, named, device, console):
     bar = "□■" if console.encoding.startswith("utf") else ".#"
     paths = files_in(named)
     width = max(len(path) for path in paths)
-    shown, blocks, names = [], [], []
+    answered = []
     for path in paths:
         try:
             image = images.load_image(path, size, short_side)
@@ -325,19 +322,19 @@ def answer(name, named, device, console):
             logits, u = model(image[None].to(device))
         probability, best = logits[0].softmax(0).max(0)
         flops, full = evaluation.flops_under(model, u.cpu(), image.shape[1:])
-        shown.append(image)
-        blocks.append(int(u.sum()))
-        names.append(state["classes"][best])
+        blocks = int(u.sum())
+        label = state["classes"][best]
+        answered.append((image, blocks, label))
         which = "".join(bar[int(keep)] for keep in u[0])
-        kept = f"{blocks[-1]} of {u.shape[1]} blocks"
+        kept = f"{blocks} of {u.shape[1]} blocks"
         saved = f"{100 * (1 - flops.item() / full):.0f} % saved"
-        prediction = f"{names[-1]} {100 * probability:.1f} %"
+        prediction = f"{label} {100 * probability:.1f} %"
         console.print(f"{path:<{width}}  {which}  {kept}, {saved}: {prediction}")
-    if shown:
+    if answered:
         picture = folder_of(name) / "images.png"
-        if saved_by(pictures.answers, shown, blocks, names, picture):
+        if saved_by(pictures.answers, answered, picture):
             console.print(f"picture: {picture}")
-    return 0 if len(shown) == len(paths) else 2
+    return 0 if len(answered) == len(paths) else 2
 
 
 def files_in(named):
@@ -384,7 +381,7 @@ def main(arguments=None):
         alike = {name: value for name, value in settings if name not in MAY_DIFFER}
         groups.setdefault(str((alike, *run.results)), []).append(run)
     # Saved before anything is printed; what cannot be saved is said and ends nothing.
-    code = 0
+    written = True
     folders = []
     for group in groups.values():
         for run in group:
@@ -395,12 +392,12 @@ def main(arguments=None):
         numbers = [run.numbers for run in runs]
         first = numbers[0] | ({"runs": numbers} if len(numbers) > 1 else {})
         content = (json.dumps(first, indent=1) + "\n").encode()
-        code = 0 if saved_by(write_safely, options.json, content) else 2
+        written = saved_by(write_safely, options.json, content)
     for group in groups.values():
         report(console, group)
     if folders:
         console.print(f"pictures in {', '.join(folders)}")
-    return code
+    return 0 if written else 2
 
 
 if __name__ == "__main__":

@@ -521,12 +521,15 @@ def test_a_folder_stands_for_the_images_in_it(run, capsys, photographs):
 def test_answers_are_drawn_beside_the_runs_pictures(run, capsys, photographs, monkeypatch):
     calls = drawn(monkeypatch, "answers")
     out = evaluated(capsys, run, "--images", *photographs)
-    images, blocks, names, path = calls[0]
+    answered, path = calls[0]
+    images, blocks, names = zip(*answered, strict=True)
     assert path == run / "images.png" and f"picture: {path}" in out
     assert [torch.equal(a, b) for a, b in zip(images, photographs.values(), strict=True)] == [
         True
     ] * 3
-    assert blocks == [int(load(run)(image[None])[1].sum()) for image in images] and len(names) == 3
+    results = [load(run)(image[None]) for image in images]
+    assert blocks == tuple(int(u.sum()) for _, u in results)
+    assert names == tuple(list(SHAPES)[logits.argmax()] for logits, _ in results)
 
 
 def test_a_bad_file_is_one_line_and_does_not_stop_the_others(run, capsys, photographs, tmp_path):

@@ -3,7 +3,6 @@
 import io
 import itertools
 import math
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -42,7 +41,7 @@ def save(image, path):
     """Writes a picture as a PNG file; OSError leaves what stood there."""
     content = io.BytesIO()
     image.save(content, "png")
-    write_safely(Path(path), content.getvalue())
+    write_safely(path, content.getvalue())
 
 
 def write(draw, place, text, size=18, anchor="lm"):
@@ -74,7 +73,7 @@ def show(image, draw, x, y, pixels, text):
     """An image [3, H, W] at a place, SIDE pixels large, with a text below it."""
     shown = to_pil_image(pixels.cpu()).resize((SIDE, SIDE), Image.Resampling.NEAREST)
     image.paste(shown, (x, y))
-    write(draw, (x + SIDE / 2, y + SIDE + 10), text, 18, "mm")
+    write(draw, (x + SIDE / 2, y + SIDE + 9), text, 18, "mm")
 
 
 def extremes(split, u, classes, path, each=5):
@@ -98,18 +97,18 @@ def extremes(split, u, classes, path, each=5):
     save(image, path)
 
 
-def answers(images, blocks, names, path, columns=6):
+def answers(answered, path, columns=6):
     """Images in the order of their blocks, each with its blocks and the name of its class.
 
-    images: list of uint8 [3, H, W].    blocks: list of int.    names: list of str.
+    answered: list of (uint8 [3, H, W], number of blocks, name).
     """
     width, height = 2 * SIDE + 18, SIDE + 24
-    order = sorted(range(len(images)), key=lambda i: blocks[i])[: columns * (LONGEST // height)]
-    columns = min(columns, len(order))
-    image, draw = canvas(columns * width, math.ceil(len(order) / columns) * height)
-    for place, i in enumerate(order):
+    answered = sorted(answered, key=lambda one: one[1])[: columns * (LONGEST // height)]
+    columns = min(columns, len(answered))
+    image, draw = canvas(columns * width, math.ceil(len(answered) / columns) * height)
+    for place, (pixels, blocks, name) in enumerate(answered):
         x, y = place % columns * width, place // columns * height
-        show(image, draw, x + width // 4, y + 2, images[i], f"{blocks[i]} {names[i][:11]}")
+        show(image, draw, x + width // 4, y + 2, pixels, f"{blocks} {name[:11]}")
     save(image, path)
 
 

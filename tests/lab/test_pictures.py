@@ -122,9 +122,9 @@ def test_the_number_below_a_face_is_its_number_of_blocks(tmp_path, monkeypatch):
 
 def test_answers_stand_in_the_order_of_their_blocks(tmp_path, monkeypatch):
     part, _ = grey_ladder(3)
-    blocks, names = [7, 2, 5], ["seven", "two", "five"]
+    answered = list(zip(part.images, [7, 2, 5], ["seven", "two", "five"], strict=True))
     path = tmp_path / "a.png"
-    texts = written(monkeypatch, lambda: answers(list(part.images), blocks, names, path))
+    texts = written(monkeypatch, lambda: answers(answered, path))
     assert [text for text, _ in texts] == ["2 two", "5 five", "7 seven"]
     shown = [opened(path).getpixel((130 * place + 60, 30))[0] for place in range(3)]
     assert shown == [20, 40, 0]
@@ -207,7 +207,7 @@ def test_a_thousand_classes_and_blocks_make_pictures_of_4000_pixels_at_most(tmp_
     names = [f"class {i}" for i in range(1000)]
     keep_rates(u, part.labels, names, tmp_path / "heat.png")
     extremes(part, u, names, tmp_path / "faces.png")
-    answers(list(part.images), [1] * 2000, names * 2, tmp_path / "answers.png")
+    answers([(image, 1, "name") for image in part.images], tmp_path / "answers.png")
     for name in ("heat.png", "faces.png", "answers.png"):
         assert max(opened(tmp_path / name).size) <= LONGEST == 4000
 
