@@ -320,15 +320,15 @@ def answer(name, named, device, console):
             continue
         with torch.inference_mode():
             logits, u = model(image[None].to(device))
-        probability, best = logits[0].softmax(0).max(0)
+        probability, index = logits[0].softmax(0).max(0)
         flops, full = evaluation.flops_under(model, u.cpu(), image.shape[1:])
         blocks = int(u.sum())
-        label = state["classes"][best]
-        answered.append((image, blocks, label))
+        best = state["classes"][index]
+        answered.append((image, blocks, best))
         which = "".join(bar[int(keep)] for keep in u[0])
         kept = f"{blocks} of {u.shape[1]} blocks"
         saved = f"{100 * (1 - flops.item() / full):.0f} % saved"
-        prediction = f"{label} {100 * probability:.1f} %"
+        prediction = f"{best} {100 * probability:.1f} %"
         console.print(f"{path:<{width}}  {which}  {kept}, {saved}: {prediction}")
     if answered:
         picture = folder_of(name) / "images.png"

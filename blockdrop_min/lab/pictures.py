@@ -52,7 +52,7 @@ def write(draw, place, text, size=18, anchor="lm"):
 def keep_rates(u, labels, classes, path):
     """A heat map: how often images of each class keep each block. u: [N, K].    labels: [N]."""
     num_blocks = u.shape[1]
-    size, left, top, every = (13, 110, 44, 1) if num_blocks <= 15 else (22, 185, 64, 5)
+    left, top = 160, 64
     across = max(1, min(28 if num_blocks <= 30 else 14, (LONGEST - left) // num_blocks))
     down = max(1, min(28, (LONGEST - top) // len(classes) - 1))
     image, draw = canvas(max(480, left + across * num_blocks + 20), top + down * len(classes) + 14)
@@ -61,11 +61,11 @@ def keep_rates(u, labels, classes, path):
     cells = to_pil_image(shades.round().byte())
     cells = cells.resize((across * num_blocks, down * len(classes)), Image.Resampling.NEAREST)
     image.paste(cells, (left, top))
-    write(draw, (8, size), "share of a class that keeps block k (dark: all)", size)
-    for k in range(0, num_blocks, every):
-        write(draw, (left + across * (k + 0.5), top - 10), str(k), size, "mm")
+    write(draw, (8, 20), "share of a class that keeps block k (dark: all)", 20)
+    for k in range(0, num_blocks, 1 if num_blocks <= 15 else 5):
+        write(draw, (left + across * (k + 0.5), top - 14), str(k), 20, "mm")
     for c in range(0, len(classes), math.ceil(28 / down)):
-        write(draw, (left - 8, top + down * (c + 0.5)), classes[c][:14], size, "rm")
+        write(draw, (left - 8, top + down * (c + 0.5)), classes[c][:14], 20, "rm")
     save(image, path)
 
 

@@ -42,7 +42,7 @@ def heat(tmp_path, u, labels, classes=("cat", "dog"), name="heat.png"):
 
 def cell(image, c, k):
     """The colour in the middle of the cell of class c and block k."""
-    return image.getpixel((110 + 28 * k + 13, 44 + 28 * c + 13))
+    return image.getpixel((160 + 28 * k + 13, 64 + 28 * c + 13))
 
 
 def faces(tmp_path, part, u, classes, name="faces.png", **options):
@@ -187,11 +187,11 @@ def test_a_logarithmic_axis_by_hand(value, pixel):
 
 # ------------------------------------------------------------------------------------------- laws
 @pytest.mark.parametrize(
-    ("num_blocks", "width"), [(2, 480), (15, 110 + 28 * 15 + 20), (54, 185 + 14 * 54 + 20)]
+    ("num_blocks", "width"), [(2, 480), (15, 160 + 28 * 15 + 20), (54, 160 + 14 * 54 + 20)]
 )
 def test_the_heat_map_has_a_cell_for_each_class_and_block(tmp_path, num_blocks, width):
     image = heat(tmp_path, [[1] * num_blocks, [0] * num_blocks], [0, 1])
-    assert image.size == (width, (44 if num_blocks < 16 else 64) + 2 * 28 + 14)
+    assert image.size == (width, 64 + 2 * 28 + 14)
 
 
 @pytest.mark.parametrize("classes", [1, 4])
@@ -230,7 +230,7 @@ def test_the_name_of_a_class_stands_beside_its_row(tmp_path, monkeypatch):
     for name, k in (("a", 0), ("b", 1), ("c", 2)):
         box = next(box for text, box in texts if text == name)
         middle = round((box[1] + box[3]) / 2)
-        assert image.getpixel((110 + 28 * k + 13, middle)) == DARK
+        assert image.getpixel((160 + 28 * k + 13, middle)) == DARK
 
 
 def test_the_number_of_a_block_stands_above_its_column(tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_the_number_of_a_block_stands_above_its_column(tmp_path, monkeypatch):
     image = opened(path)
     for k in range(3):
         box = next(box for text, box in texts if text == str(k))
-        assert image.getpixel((round((box[0] + box[2]) / 2), 44 + 28 * k + 13)) == DARK
+        assert image.getpixel((round((box[0] + box[2]) / 2), 64 + 28 * k + 13)) == DARK
 
 
 def test_the_tradeoff_has_its_size(tmp_path):
