@@ -135,6 +135,21 @@ def test_the_numbers_are_those_of_the_model_run_by_hand(run, tmp_path):
     assert found["flops_saved"] == pytest.approx(1 - found["flops_mean"] / found["flops_full"])
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_run_without_a_learned_policy_is_measured_on_the_test_set(tmp_path, monkeypatch, stage):
+    measured = []
+
+    def noting(model, split, *arguments, **options):
+        measured.append(split.images)
+        return run_policy(model, split, *arguments, **options)
+
+    monkeypatch.setattr(evaluation, "run_policy", noting)
+    numbers(tmp_path, write_run(tmp_path / "run", stage, policy="first:2"))
+    test = load_data("shapes", None, 16, 96, 24, with_test=True).test
+    assert [torch.equal(images, test.images) for images in measured] == [True] * len(measured)
+    assert len(measured) == (1 if stage == "pretrain" else 2)
+
+
 def test_the_runs_own_seed_reaches_its_rivals(tmp_path):
     found = {}
     data = load_data("shapes", None, 16, 96, 24, with_test=True)
@@ -263,8 +278,12 @@ def test_the_table_of_all_policies_is_whole_at_80_columns(run, capsys):
 def test_a_long_fixed_policy_wraps_and_its_numbers_are_whole():
     run = made_up("r")
     run.settings = Settings(depth=110, policy="10" * 27)
-    text = printed(evaluate.results_table([run]))
-    assert "5.00 ± 0.71" in text and max(map(len, text.splitlines())) <= 80
+    console = safe_console(soft_wrap=True)
+    console.width = 80
+    with console.capture() as capture:
+        evaluate.report(console, [run])
+    lines = [line for line in capture.get().splitlines() if not line.startswith("r: ")]
+    assert any("5.00 ± 0.71" in line for line in lines) and max(map(len, lines)) <= 80
 
 
 def test_a_narrow_terminal_cuts_no_number(run, capsys, monkeypatch):
