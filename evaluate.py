@@ -221,7 +221,7 @@ def report(console, group):
     names = ", ".join(run.name for run in group)
     network = f"ResNet-{settings.depth} on {settings.data}"
     console.print(f"{names}: {network}, {len(group)} run(s), test set")
-    console.print(results_table(group), soft_wrap=False)
+    console.print(results_table(group))
     for run in group:
         numbers = run.numbers
         if "best static" in run.results:
@@ -241,7 +241,7 @@ def report_enumeration(console, name, found):
     """Prints what counting has found, and how far the learned policy is from it."""
     text = f"all policies, counted; reward at gamma {found['gamma']:g}"
     console.print(f"{name}: {text}, what needs the label is a bound")
-    console.print(enumeration_table(found), soft_wrap=False)
+    console.print(enumeration_table(found))
     for key, rival in (("regret_static", "one for all"), ("regret_informed", found["informed"])):
         if key in found:
             regret, error = found[key]
