@@ -24,6 +24,7 @@ import json
 import statistics
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,9 +32,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from blockdrop_min.lab import evaluation, images, pictures
-from blockdrop_min.lab.checkpoint import read, restore, write_safely
+from blockdrop_min.lab.checkpoint import read, restore
 from blockdrop_min.lab.data import STREAM_SIZE, Data, load_data
 from blockdrop_min.lab.enumeration import enumerate_policies
+from blockdrop_min.lab.files import check_plain, write_safely
 from blockdrop_min.lab.log import safe_console
 from blockdrop_min.lab.process import choose_device
 from blockdrop_min.lab.settings import Parser, Settings
@@ -65,13 +67,11 @@ class Run:
 def make_parser():
     """The parser of evaluate.py."""
     about = "The results table of a run, or mean ± deviation of several that differ in seed."
-    counting = "also run all 2^K policies on all images (minutes; K at most 12)"
-    answering = "only answer for these images, or folders of them; exit code 2 if one is unreadable"
     parser = Parser(prog="evaluate.py", description=about, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or demo")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers of the (first) run")
-    parser.add_argument("--enumerate", action="store_true", help=counting)
-    parser.add_argument("--images", nargs="+", metavar="FILE", help=answering)
+    parser.add_argument("--enumerate", action="store_true", help="also run all 2^K policies")
+    parser.add_argument("--images", nargs="+", metavar="FILE", help="only answer for these images")
     parser.add_argument("--data-dir", help="folder with the data; default: as in training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
@@ -120,28 +120,22 @@ def evaluate(name, options, device):
         loss = evaluation.dealt_loss(model, data, ours, settings.seed, workers)
         numbers["dealt_loss"], numbers["dealt_loss_error"] = loss
     else:
-        policies = {"full": torch.ones(model.resnet.num_blocks)}
-        policies |= {"blockdrop": None} if trained else {}
-        results = {}
-        for kind, u in policies.items():
-            results[kind] = evaluation.run_policy(model, data.test, data.crop, u, workers=workers)
-    return Run(name, settings, data, results, numbers | numbers_of(data, results))
+        run = partial(evaluation.run_policy, model, data.test, data.crop, workers=workers)
+        results = {"full": run(torch.ones(model.resnet.num_blocks))}
+        if trained:
+            results["blockdrop"] = run()
+    return Run(name, settings, data, results, numbers | numbers_of(data.test, results))
 
 
-def numbers_of(data, results):
-    """What --json writes of the results, as a dict."""
+def numbers_of(test, results):
+    """What --json writes of the results on the test split, as a dict."""
     ours = results.get("blockdrop", results["full"])
-    numbers = {"images": len(data.test), "num_blocks": ours.u.shape[1]}
-    for name, value in vars(ours).items():
-        if not isinstance(value, torch.Tensor):
-            numbers[name] = value
+    numbers = {name: value for name, value in vars(ours).items() if not torch.is_tensor(value)}
+    numbers |= {"images": len(test), "num_blocks": ours.u.shape[1]}
     numbers["full_accuracy"] = results["full"].accuracy
-    numbers["baselines"] = {}
-    for name, result in results.items():
-        row = {"accuracy": result.accuracy, "blocks": result.blocks_mean}
-        numbers["baselines"][name] = row | {"flops": result.flops_mean}
-    if data.test.difficulty is not None:
-        difficulty = data.test.difficulty.cpu()
+    numbers["baselines"] = {name: result.row() for name, result in results.items()}
+    if test.difficulty is not None:
+        difficulty = test.difficulty.cpu()
         blocks = ours.u.sum(1)
         numbers["rank_correlation"] = evaluation.rank_correlation(blocks, difficulty)
         quarters = (4 * difficulty).long().clamp(max=3)
@@ -157,60 +151,53 @@ def numbers_of(data, results):
 def label(name, settings):
     """What a row of the results is called in tables and pictures."""
     fixed = name == "blockdrop" and settings.policy != "learned"
-    return settings.policy if fixed else NAMES.get(name, name)
+    return settings.policy if fixed else NAMES[name]
 
 
 def mean_std(values, form, std=None):
     """The mean of some numbers with their standard deviation, or with `std` if there is but one."""
-    if None in values:
-        return "none"
     std = statistics.stdev(values) if len(values) > 1 else std
     mean = form.format(statistics.mean(values))
     return mean if std is None else f"{mean} ± {form.format(std)}"
 
 
-def make_table(headings):
+def make_table(headings, rows):
     """A table of at most 80 columns: names wrap, numbers are never cut."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def results_table(group):
     """The table of runs that differ in their seed: means over runs, ± over runs (one: images)."""
-    first = group[0].results
-    unit, letter, form = (1e6, "M", "{:.1f}")
-    if first["full"].flops_full > 1e9:
-        unit, letter, form = (1e9, "G", "{:.2f}")
-    headings = ["policy", "accuracy %", "blocks", f"FLOPs ({letter})", "saved %", "policies"]
-    table = make_table(headings)
-    for name, one in first.items():
-        rows = [run.results[name] for run in group]
-        table.add_row(
+    rows = []
+    for name, one in group[0].results.items():
+        results = [run.results[name] for run in group]
+        flops = [result.flops_mean / 1e6 for result in results]
+        row = [
             label(name, group[0].settings),
-            mean_std([100 * row.accuracy for row in rows], "{:.2f}"),
-            mean_std([row.blocks_mean for row in rows], "{:.2f}", one.blocks_std),
-            mean_std([row.flops_mean / unit for row in rows], form, one.flops_std / unit),
-            mean_std([100 * row.flops_saved for row in rows], "{:.1f}"),
-            mean_std([row.distinct_policies for row in rows], "{:.0f}"),
-        )
-    return table
+            mean_std([100 * result.accuracy for result in results], "{:.2f}"),
+            mean_std([result.blocks_mean for result in results], "{:.2f}", one.blocks_std),
+            mean_std(flops, "{:.1f}", one.flops_std / 1e6),
+            mean_std([100 * result.flops_saved for result in results], "{:.1f}"),
+            mean_std([result.distinct_policies for result in results], "{:.0f}"),
+        ]
+        rows.append(row)
+    headings = ["policy", "accuracy %", "blocks", "FLOPs (M)", "saved %", "policies"]
+    return make_table(headings, rows)
 
 
 def enumeration_table(found):
     """What policies achieve, by how they are chosen; below, the best ones for all images."""
-    table = make_table(["chosen", "reward", "acc. %", "blocks", "FLOPs (M)", "needs"])
+    rows = []
     for name, row in (found["policies"] | found["frontier"]).items():
         reward = f"{row['reward']:.3f} ± {row['reward_error']:.3f}"
-        numbers = (
-            f"{100 * row['accuracy']:.2f}",
-            f"{row['blocks']:.2f}",
-            f"{row['flops'] / 1e6:.1f}",
-        )
-        last = name == list(found["policies"])[-1]
-        table.add_row(name, reward, *numbers, row["needs"], end_section=last)
-    return table
+        numbers = [f"{100 * row['accuracy']:.2f}", f"{row['blocks']:.2f}"]
+        rows.append([name, reward, *numbers, f"{row['flops'] / 1e6:.1f}", row["needs"]])
+    return make_table(["chosen", "reward", "acc. %", "blocks", "FLOPs (M)", "needs"], rows)
 
 
 def verdict(run):
@@ -229,39 +216,37 @@ def verdict(run):
 
 
 def report(console, group):
-    """Prints the results of runs that differ in their seed."""
+    """Prints the results of runs that differ in their seed: a table, and lines on each run."""
     settings = group[0].settings
     names = ", ".join(run.name for run in group)
-    lines = [f"{names}: ResNet-{settings.depth} on {settings.data}, {len(group)} run(s), test set"]
-    lines.append(results_table(group))
+    network = f"ResNet-{settings.depth} on {settings.data}"
+    console.print(f"{names}: {network}, {len(group)} run(s), test set")
+    console.print(results_table(group))
     for run in group:
+        numbers = run.numbers
         if "best static" in run.results:
             digits = "".join(str(int(kept)) for kept in run.results["best static"].u[0])
-            lines += [f"{run.name}: best static policy {digits}", f"{run.name}: {verdict(run)}"]
-    if "blockdrop" in group[0].results and "rank_correlation" in group[0].numbers:
-        correlation = mean_std([run.numbers["rank_correlation"] for run in group], "{:.2f}")
-        quarters = zip(*(run.numbers["blocks_by_difficulty"] for run in group), strict=True)
-        blocks = ", ".join(mean_std(values, "{:.2f}") for values in quarters)
-        text = f"rank correlation of blocks with difficulty: {correlation}; "
-        lines.append(f"{text}blocks by quarter of difficulty: {blocks}")
-    for run in group:
-        if "enumeration" in run.numbers:
-            found = run.numbers["enumeration"]
-            text = f"{run.name}: all policies, counted; reward at gamma {found['gamma']:g}, "
-            lines += [f"{text}what needs the label is a bound", enumeration_table(found)]
-            lines += [f"{run.name}: {line}" for line in regrets(found)]
-    for line in lines:
-        console.print(line, soft_wrap=isinstance(line, str))
+            console.print(f"{run.name}: best static policy {digits}")
+            console.print(f"{run.name}: {verdict(run)}")
+        if "blockdrop" in run.results and "rank_correlation" in numbers:
+            text = f"blocks and difficulty: rank correlation {numbers['rank_correlation']:.2f}"
+            means = numbers["blocks_by_difficulty"]
+            blocks = ", ".join("none" if mean is None else f"{mean:.2f}" for mean in means)
+            console.print(f"{run.name}: {text}; blocks by quarter of difficulty: {blocks}")
+        if "enumeration" in numbers:
+            report_enumeration(console, run.name, numbers["enumeration"])
 
 
-def regrets(found):
-    """How far the learned policy is from what counting finds, in words."""
-    lines = []
-    for key, name in (("regret_static", "one for all"), ("regret_informed", found["informed"])):
+def report_enumeration(console, name, found):
+    """Prints what counting has found, and how far the learned policy is from it."""
+    text = f"all policies, counted; reward at gamma {found['gamma']:g}"
+    console.print(f"{name}: {text}, what needs the label is a bound")
+    console.print(enumeration_table(found))
+    for key, rival in (("regret_static", "one for all"), ("regret_informed", found["informed"])):
         if key in found:
-            mean, error = found[key]
-            lines.append(f"regret, reward {name} less the learned one: {mean:.3f} ± {error:.3f}")
-    return lines
+            regret, error = found[key]
+            text = f"regret, reward {rival} less the learned one: {regret:.3f} ± {error:.3f}"
+            console.print(f"{name}: {text}")
 
 
 # Drawing and saving
@@ -270,62 +255,48 @@ def regrets(found):
 def folder_of(name):
     """Where a run's pictures go: its folder. Those of a model that ships go to runs/."""
     path = Path(name)
-    if path.exists():
-        return path if path.is_dir() else path.parent
-    folder = Path("runs", f"{name}-shipped")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    if not path.exists():
+        path = Path("runs", f"{name}-shipped")
+        path.mkdir(parents=True, exist_ok=True)
+    return path.parent if path.is_file() else path
 
 
-def draw(group):
-    """Draws the pictures of each run of a group, and one of all. Returns their folders."""
-    folders = []
-    for run in group:
-        if "blockdrop" not in run.results and "enumeration" not in run.numbers:
-            continue
-        folder = folder_of(run.name)
-        folders.append(str(folder))
-        if "blockdrop" in run.results:
-            u = run.results["blockdrop"].u
-            test, classes = run.data.test, run.data.classes
-            pictures.keep_rates(u, test.labels.cpu(), classes, folder / "keep_rates.png")
-            pictures.extremes(test, u, classes, folder / "extremes.png")
-            draw_tradeoff([run], folder / "tradeoff.png")
-        if "enumeration" in run.numbers:
-            found = run.numbers["enumeration"]
-            spots = {}
-            for name, row in (found["policies"] | found["frontier"]).items():
-                spots[name] = (row["flops"], row["accuracy"])
-            points = {name: [spots[name]] for name in found["policies"]}
-            frontier = {"single policies": [spots[name] for name in found["frontier"]]}
-            pictures.tradeoff(points, folder / "enumeration.png", frontier)
-    if folders and len(group) > 1:
-        draw_tradeoff(group, folder_of(group[0].name) / f"tradeoff_of_{len(group)}_runs.png")
-    return folders
+def draw(run, group):
+    """Draws a run's pictures; in the trade-off, the means over a group of runs."""
+    folder = folder_of(run.name)
+    if "blockdrop" in run.results:
+        u = run.results["blockdrop"].u
+        test, classes = run.data.test, run.data.classes
+        pictures.keep_rates(u, test.labels.cpu(), classes, folder / "keep_rates.png")
+        pictures.extremes(test, u, classes, folder / "extremes.png")
+        draw_tradeoff(group, folder / "tradeoff.png")
+    if "enumeration" in run.numbers:
+        found = run.numbers["enumeration"]
+        points = {name: [spot(row)] for name, row in found["policies"].items()}
+        lines = {"single policies": [spot(row) for row in found["frontier"].values()]}
+        pictures.tradeoff(points, folder / "enumeration.png", lines)
+
+
+def spot(row):
+    """Where a row of the JSON lies in the trade-off picture."""
+    return row["flops"], row["accuracy"]
 
 
 def draw_tradeoff(group, path):
     """The trade-off picture of runs that differ in their seed."""
     points = {}
     for name in group[0].results:
-        rows = [run.results[name] for run in group]
-        points[label(name, group[0].settings)] = [(row.flops_mean, row.accuracy) for row in rows]
-    lines = {}
-    if " ".join(group[0].data.classes) == pictures.CIFAR10:
-        for name, line in pictures.PUBLISHED.items():
-            lines[f"{name}, paper"] = [(1e8 * flops, percent / 100) for flops, percent in line]
-    pictures.tradeoff(points, path, lines)
+        rows = [run.results[name].row() for run in group]
+        points[label(name, group[0].settings)] = [spot(row) for row in rows]
+    cifar10 = " ".join(group[0].data.classes) == pictures.CIFAR10
+    pictures.tradeoff(points, path, pictures.PUBLISHED if cifar10 else {})
 
 
 def check_json(path):
     """ValueError if something stands at the path that --json has not written."""
-    ours = not path.exists()
-    if path.is_file():
-        try:
-            ours = path.stat().st_size == 0 or "baselines" in json.loads(path.read_text())
-        except (ValueError, TypeError, OSError):
-            ours = False
-    if not ours:
+    check_plain(path)
+    content = path.read_bytes() if path.exists() else b""
+    if content and b'"baselines": {' not in content:
         raise ValueError(f"{path} is not from --json and would be lost; name another file")
 
 
@@ -338,10 +309,9 @@ def answer(name, named, device, console):
     size = settings.image_size or {"folder": 0, "imagenet": 224}.get(settings.data, 32)
     short_side = STREAM_SIZE if settings.data == "imagenet" else None
     bar = "□■" if console.encoding.startswith("utf") else ".#"
-    short_side = STREAM_SIZE if settings.data == "imagenet" else None
     paths = files_in(named)
     width = max(len(path) for path in paths)
-    answered, blocks, names = [], [], []
+    answered = []
     for path in paths:
         try:
             image = images.load_image(path, size, short_side)
@@ -350,24 +320,20 @@ def answer(name, named, device, console):
             continue
         with torch.inference_mode():
             logits, u = model(image[None].to(device))
-        probability, label = logits[0].softmax(0).max(0)
+        probability, index = logits[0].softmax(0).max(0)
         flops, full = evaluation.flops_under(model, u.cpu(), image.shape[1:])
-        answered.append(image)
-        blocks.append(int(u.sum()))
-        names.append(str(state["classes"][label]))
+        blocks = int(u.sum())
+        best = state["classes"][index]
+        answered.append((image, blocks, best))
         which = "".join(bar[int(keep)] for keep in u[0])
-        prediction = f"{names[-1]} {100 * probability:.1f} %"
-        saved = (
-            f"{blocks[-1]} of {u.shape[1]} blocks, {100 * (1 - flops.item() / full):.0f} % saved"
-        )
-        console.print(f"{path:<{width}}  {which}  {saved}: {prediction}", soft_wrap=True)
+        kept = f"{blocks} of {u.shape[1]} blocks"
+        saved = f"{100 * (1 - flops.item() / full):.0f} % saved"
+        prediction = f"{best} {100 * probability:.1f} %"
+        console.print(f"{path:<{width}}  {which}  {kept}, {saved}: {prediction}")
     if answered:
         picture = folder_of(name) / "images.png"
-        try:
-            pictures.answers(answered, blocks, names, picture)
-            console.print(f"picture: {picture}", soft_wrap=True)
-        except (ValueError, OSError) as problem:
-            complain(f"the picture could not be saved: {problem}")
+        if saved_by(pictures.answers, answered, picture):
+            console.print(f"picture: {picture}")
     return 0 if len(answered) == len(paths) else 2
 
 
@@ -381,10 +347,20 @@ def files_in(named):
     return paths
 
 
+def saved_by(save, *arguments):
+    """Whether a function could save something; if not, a line says why, and the program goes on."""
+    try:
+        save(*arguments)
+        return True
+    except (ValueError, OSError) as problem:
+        complain(f"not saved: {problem}")
+        return False
+
+
 def main(arguments=None):
     """`python evaluate.py`, with these arguments or the command line's. Returns the exit code."""
     options = make_parser().parse_args(arguments)
-    console = safe_console()
+    console = safe_console(soft_wrap=True)
     console.width = max(80, console.width)
     try:
         device = choose_device(options.device)
@@ -405,26 +381,23 @@ def main(arguments=None):
         alike = {name: value for name, value in settings if name not in MAY_DIFFER}
         groups.setdefault(str((alike, *run.results)), []).append(run)
     # Saved before anything is printed; what cannot be saved is said and ends nothing.
-    code = 0
+    written = True
     folders = []
     for group in groups.values():
-        try:
-            folders += draw(group)
-        except (ValueError, OSError) as problem:
-            complain(f"the pictures could not be saved: {problem}")
+        for run in group:
+            drawn = "blockdrop" in run.results or "enumeration" in run.numbers
+            if drawn and saved_by(draw, run, group if run is group[0] else [run]):
+                folders.append(str(folder_of(run.name)))
     if options.json:
         numbers = [run.numbers for run in runs]
         first = numbers[0] | ({"runs": numbers} if len(numbers) > 1 else {})
-        try:
-            write_safely(Path(options.json), (json.dumps(first, indent=1) + "\n").encode())
-        except (ValueError, OSError) as problem:
-            complain(problem)
-            code = 2
+        content = (json.dumps(first, indent=1) + "\n").encode()
+        written = saved_by(write_safely, options.json, content)
     for group in groups.values():
         report(console, group)
     if folders:
-        console.print(f"pictures in {', '.join(folders)}", soft_wrap=True)
-    return code
+        console.print(f"pictures in {', '.join(folders)}")
+    return 0 if written else 2
 
 
 if __name__ == "__main__":

@@ -107,23 +107,37 @@ def cross_fitted(correct, u, gamma, groups):
 
 def put_into_bins(val, test, u, gamma):
     """Replaces confidences by their bins: quantiles of validation, as many as serve best there."""
+    confidence = val["by confidence"]
     candidates = []
     for bins in BINS:
-        inner = torch.arange(1, bins, dtype=val["by confidence"].dtype) / bins
-        edges = val["by confidence"].quantile(inner)
-        fit = cross_fitted(val["correct"], u, gamma, torch.bucketize(val["by confidence"], edges))
-        candidates.append((fit, edges))
-    _, edges = max(candidates, key=lambda candidate: candidate[0])
+        edges = confidence.quantile(torch.arange(1, bins, dtype=confidence.dtype) / bins)
+        groups = torch.bucketize(confidence, edges)
+        candidates.append((cross_fitted(val["correct"], u, gamma, groups), edges))
+    edges = max(candidates, key=lambda candidate: candidate[0])[1]
     for split in (val, test):
         split["by confidence"] = torch.bucketize(split["by confidence"], edges)
     return len(edges) + 1
 
 
-def describe(result, gamma, needs):
-    """The numbers of a `Result`, as plain types."""
-    mean, error = mean_and_error(reward(result.u, result.correct, gamma))
-    found = {"reward": mean, "reward_error": error, "accuracy": result.accuracy}
-    return found | {"blocks": result.blocks_mean, "flops": result.flops_mean, "needs": needs}
+def choose(val, test, u, gamma):
+    """Every choice of a policy for each test image: (name -> [N], indices into u; name -> fit).
+
+    The fit is how well a choice that looks at the image serves on validation, `cross_fitted`. A
+    policy of the frontier has its digits for a name.
+    """
+    chosen = {}
+    fit = {}
+    for name in [name for name in NEEDS if name in val]:
+        chosen[name] = best_by_group(val["correct"], u, gamma, val[name], test[name])
+        if "net" in NEEDS[name]:
+            fit[name] = cross_fitted(val["correct"], u, gamma, val[name])
+    above = test["correct"] * (1 - u.mean(1).square() + gamma)  # [N, P], `reward` plus gamma
+    chosen["each image's best"] = above.argmax(1)
+    for keep in range(u.shape[1] + 1):
+        same = (u.sum(1) == keep).nonzero()[:, 0]
+        best = same[val["correct"][:, same].sum(0).argmax()]
+        chosen["".join(str(int(kept)) for kept in u[best])] = best.expand(len(above))
+    return chosen, fit
 
 
 def enumerate_policies(model, data, gamma, learned=True, workers=0):
@@ -144,47 +158,41 @@ def enumerate_policies(model, data, gamma, learned=True, workers=0):
     u = all_policies(model.resnet.num_blocks)
     order = cost.of(u).argsort(stable=True)  # so that the first of equals is the cheapest
     u = u[order]
-    val["correct"] = val["correct"][:, order]
-    test["correct"] = test["correct"][:, order]
-
-    chosen = {"each image's best": (test["correct"] * (1 - u.mean(1).square() + gamma)).argmax(1)}
+    for split in (val, test):
+        split["correct"] = split["correct"][:, order]
     bins = put_into_bins(val, test, u, gamma)
-    fit = {}  # how well each choice that looks at the image serves on validation
-    for name in [name for name in NEEDS if name in val]:
-        chosen[name] = best_by_group(val["correct"], u, gamma, val[name], test[name])
-        if "net" in NEEDS[name]:
-            fit[name] = cross_fitted(val["correct"], u, gamma, val[name])
-    informed = max(fit, key=fit.get)
-    frontier = {}
-    for keep in range(u.shape[1] + 1):
-        same = (u.sum(1) == keep).nonzero()[:, 0]
-        best = same[val["correct"][:, same].sum(0).argmax()]
-        frontier["".join(str(int(kept)) for kept in u[best])] = best.expand(len(data.test))
+    chosen, fit = choose(val, test, u, gamma)
 
-    flops = {"full net": cost.full}
+    looks = {"full net": cost.full}
     if "by glimpsed class" in fit:
-        flops["policy net"] = policy_cost(model.policy, data.crop)
+        looks["policy net"] = policy_cost(model.policy, data.crop)
     results = {}
     if learned:
         results["learned"] = run_policy(model, data.test, data.crop, workers=workers)
-    for name, index in (chosen | frontier).items():
+    for name, index in chosen.items():
         right = test["correct"].gather(1, index[:, None])[:, 0]
-        look = flops.get(NEEDS.get(name), 0)
-        results[name] = Result(right, u[index], cost.of(u[index]) + look, cost.full)
-    rows = {
-        name: describe(result, gamma, NEEDS.get(name, "nothing"))
-        for name, result in results.items()
-    }
-    R = {name: reward(result.u, result.correct, gamma) for name, result in results.items()}
+        flops = cost.of(u[index]) + looks.get(NEEDS.get(name), 0)
+        results[name] = Result(right, u[index], flops, cost.full)
+    return {"gamma": gamma, "bins": bins} | compare(results, gamma, max(fit, key=fit.get))
 
-    found = {"gamma": gamma, "informed": informed, "bins": bins}
-    found["policies"] = {name: rows[name] for name in NEEDS if name in rows}
-    found["frontier"] = {name: rows[name] for name in frontier}
-    found["best_static_reward"] = rows["one for all"]["reward"]
-    found["informed_reward"] = rows[informed]["reward"]
+
+def compare(results, gamma, informed):
+    """The numbers of `enumerate_policies`.
+
+    results: name -> `Result`.
+    informed: the name of the best choice that looks at the image.
+    """
+    R = {name: reward(result.u, result.correct, gamma) for name, result in results.items()}
+    found = {"informed": informed, "policies": {}, "frontier": {}}
+    for name, result in results.items():
+        mean, error = mean_and_error(R[name])
+        row = {"reward": mean, "reward_error": error, "needs": NEEDS.get(name, "nothing")}
+        found["policies" if name in NEEDS else "frontier"][name] = row | result.row()
+    found["best_static_reward"] = found["policies"]["one for all"]["reward"]
+    found["informed_reward"] = found["policies"][informed]["reward"]
     found["gain_informed"] = mean_and_error(R[informed] - R["one for all"])
-    if learned:
-        found["learned_reward"] = rows["learned"]["reward"]
+    if "learned" in results:
+        found["learned_reward"] = found["policies"]["learned"]["reward"]
         found["regret_static"] = mean_and_error(R["one for all"] - R["learned"])
         found["regret_informed"] = mean_and_error(R[informed] - R["learned"])
     return found

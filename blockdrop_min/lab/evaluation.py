@@ -1,8 +1,10 @@
 """What a policy achieves, measured, and the rivals that BlockDrop has to beat."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from ..blockdrop import FixedPolicy, static_policy
 from ..policy_network import force_on, greedy
@@ -38,6 +40,10 @@ class Result:
         self.flops_std = self.flops.std(correction=0).item()
         self.flops_saved = 1 - self.flops_mean / self.flops_full
         self.distinct_policies = len(self.u.unique(dim=0))
+
+    def row(self):
+        """What JSON has of every policy that is compared."""
+        return {"accuracy": self.accuracy, "blocks": self.blocks_mean, "flops": self.flops_mean}
 
 
 @torch.inference_mode()
@@ -88,32 +94,29 @@ def evaluate_policies(model, data, seed=0, workers=0, counted=None):
         that of `counted`, the best policies of 0, 1, ..., K blocks.
     blind: random policies that keep each block as often as BlockDrop does, whatever the image.
     """
-    num_blocks = model.resnet.num_blocks
+    run = partial(run_policy, model, data.test, data.crop, workers=workers)
     segments = model.resnet.segments
     generator = seeded(seed, "rivals")
-    ours = run_policy(model, data.test, data.crop, workers=workers)
+    ours = run()
     keep = max(1, round(ours.blocks_mean))
     rates = ours.u.mean(0)  # [K]
 
     first = static_policy("first", keep, segments)
     distribute = static_policy("distribute", keep, segments)
     random = [static_policy("random", keep, segments, generator) for _ in range(DRAWS)]
-    often = torch.zeros(num_blocks).index_fill(0, rates.topk(keep).indices, 1.0)
-    start = [often, first, distribute]
+    often = torch.zeros_like(rates).index_fill(0, rates.topk(keep).indices, 1.0)
     if counted is None:
+        start = [often, first, distribute]
         best = best_static_policy(model, data.val, data.crop, start, workers)
     else:
         best = counted[keep]
     blind = [torch.bernoulli(rates.expand_as(ours.u), generator=generator) for _ in range(DRAWS)]
 
-    rivals = {"full": [torch.ones(num_blocks)], "first": [first], "random": random}
-    rivals |= {"distribute": [distribute], "best static": [best], "blind": blind}
-    results = {}
+    rivals = {"first": [first], "random": random, "distribute": [distribute]}
+    rivals |= {"best static": [best], "blind": blind}
+    results = {"full": run(torch.ones_like(rates)), "blockdrop": ours}
     for name, draws in rivals.items():
-        draws = [run_policy(model, data.test, data.crop, u, workers=workers) for u in draws]
-        results[name] = pooled(draws)
-        if name == "full":
-            results["blockdrop"] = ours
+        results[name] = pooled([run(u) for u in draws])
     return results
 
 
@@ -126,42 +129,39 @@ def best_static_policy(model, split, crop, start, workers=0):
     start: policies [K] of equally many blocks.
     Returns u: [K].
     """
-    tried = {}  # policy -> its accuracy
-    for u in start:
-        key = tuple(u.tolist())
-        if key not in tried:
-            tried[key] = run_policy(model, split, crop, u, workers=workers).accuracy
-    best = max(tried, key=tried.get)
+    run = partial(run_policy, model, split, crop, workers=workers)
     generator = seeded("search")
-    swaps = swaps_of(best, generator)
-    while swaps and len(tried) < SEARCH:
-        kept, dropped = swaps.pop(0)
-        other = list(best)
-        other[kept] = 0.0
-        other[dropped] = 1.0
-        key = tuple(other)
-        if key in tried:
+    starts = dict.fromkeys(tuple(u.tolist()) for u in start)  # each of them once
+    tried = {u: run(torch.tensor(u)).accuracy for u in starts}
+    best = max(tried, key=tried.get)
+    waiting = neighbours(best, generator)
+    while waiting and len(tried) < SEARCH:
+        u = waiting.pop(0)
+        if u in tried:
             continue
-        tried[key] = run_policy(model, split, crop, torch.tensor(other), workers=workers).accuracy
-        if tried[key] > tried[best]:
-            best = key
-            swaps = swaps_of(best, generator)
+        tried[u] = run(torch.tensor(u)).accuracy
+        if tried[u] > tried[best]:
+            best = u
+            waiting = neighbours(best, generator)
     return torch.tensor(best)
 
 
-def swaps_of(u, generator):
-    """All pairs [a kept block, a dropped one] of a policy, in random order."""
+def neighbours(u, generator):
+    """The policies in which a kept block of u changes places with a dropped one, in random order.
+
+    u and each of them: a tuple of K floats.
+    """
     u = torch.tensor(u)
-    swaps = torch.cartesian_prod(u.nonzero()[:, 0], (u == 0).nonzero()[:, 0])
-    return swaps[torch.randperm(len(swaps), generator=generator)].tolist()
+    swaps = torch.cartesian_prod(u.nonzero()[:, 0], (u == 0).nonzero()[:, 0])  # [S, 2]
+    swaps = swaps[torch.randperm(len(swaps), generator=generator)]
+    new = torch.tensor([[0.0, 1.0]]).expand(len(swaps), 2)
+    return [tuple(row) for row in u.repeat(len(swaps), 1).scatter(1, swaps, new).tolist()]
 
 
 def pooled(results):
     """Several draws of one kind of policy as one `Result` over all their images."""
-    correct = torch.cat([result.correct for result in results])
-    u = torch.cat([result.u for result in results])
-    flops = torch.cat([result.flops for result in results])
-    return Result(correct, u, flops, results[0].flops_full)
+    tensors = [(result.correct, result.u, result.flops) for result in results]
+    return Result(*map(torch.cat, zip(*tensors, strict=True)), results[0].flops_full)
 
 
 def dealt_loss(model, data, ours, seed=0, workers=0):
@@ -173,12 +173,11 @@ def dealt_loss(model, data, ours, seed=0, workers=0):
     Returns the loss, a mean over images and DRAWS deals, and its standard error over images.
     """
     generator = seeded(seed, "deals")
-    losses = []
+    right = 0.0  # [N], how often under a dealt policy
     for _ in range(DRAWS):
         u = ours.u[torch.randperm(len(ours.u), generator=generator)]
-        dealt = run_policy(model, data.test, data.crop, u, workers=workers)
-        losses.append(ours.correct.double() - dealt.correct.double())
-    return mean_and_error(torch.stack(losses).mean(0))
+        right += run_policy(model, data.test, data.crop, u, workers=workers).correct.double()
+    return mean_and_error(ours.correct.double() - right / DRAWS)
 
 
 def mean_and_error(values):
@@ -189,15 +188,11 @@ def mean_and_error(values):
 
 def rank_correlation(a, b):
     """Spearman's rank correlation of two [N]; ties share their mean rank; 0 if one is constant."""
-    a = mean_ranks(a)
-    b = mean_ranks(b)
-    a = a - a.mean()
-    b = b - b.mean()
-    scale = (a.square().sum() * b.square().sum()).sqrt()
-    return (a @ b / scale).item() if scale > 0 else 0.0
+    return F.cosine_similarity(centred_ranks(a), centred_ranks(b), dim=0).item()
 
 
-def mean_ranks(values):
-    """The rank of each value [N], ties sharing the mean of theirs."""
+def centred_ranks(values):
+    """The rank of each value [N] less the mean rank; ties share the mean of theirs."""
     _, place, count = values.double().unique(return_inverse=True, return_counts=True)
-    return (count.cumsum(0) - (count - 1) / 2)[place]
+    ranks = (count.cumsum(0) - (count - 1) / 2)[place].double()
+    return ranks - ranks.mean()
