@@ -518,6 +518,12 @@ def test_what_has_a_gradient_is_moved_and_nothing_else(watched):
         assert step.moved - step.used.keys() == set(), (i, step.name)
 
 
+def test_networks_are_trained_in_channels_last(watched):
+    for name, p in watched[1][-1].model.named_parameters():
+        if p.dim() == 4:
+            assert p.is_contiguous(memory_format=torch.channels_last), name
+
+
 def test_every_step_has_the_learning_rate_of_its_place_in_the_stage(watched):
     rates = {"pretrain": 0.05, "curriculum": 2e-3, "finetune": 1e-3}
     counts = {"pretrain": 6, "curriculum": 9, "finetune": 6}
@@ -744,14 +750,32 @@ def test_exploration_fades_until_the_policy_settles(unusual):
     assert [step["beta"] for step in steps] == pytest.approx([0.2, 0.4 / 3, 0.2 / 3])
 
 
-def test_exploration_fades_in_the_curriculum_by_its_own_setting(tmp_path):
+@pytest.fixture(scope="module")
+def fading(tmp_path_factory):
+    """What sampling steps are given in a run whose exploration fades in the curriculum only."""
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, steps)
-        short_run(tmp_path, "--fade-by=0.75", "--settle-by=0", "--finetune-epochs=2")
-    steps = [step for step in steps if step.name in SAMPLING[1:]]
-    expected = [0.8 + 0.2 * min(1, i / 9 / 0.75) for i in range(3, 9)] + [0.8] * 6
-    assert [step.given["alpha"] for step in steps] == pytest.approx(expected)
+        flags = ["--fade-by=0.75", "--settle-by=0", "--finetune-epochs=2"]
+        short_run(tmp_path_factory.mktemp("fading"), *flags)
+    return [step.given for step in steps if step.name in SAMPLING[1:]]
+
+
+FADED = [min(1, i / 9 / 0.75) for i in range(3, 9)]  # in the steps behind the warm start
+
+
+def test_exploration_fades_in_the_curriculum_by_its_own_setting(fading):
+    expected = [0.8 + 0.2 * faded for faded in FADED] + [0.8] * 6
+    assert [given["alpha"] for given in fading] == pytest.approx(expected)
+
+
+def test_the_entropy_bonus_of_the_curriculum_fades_with_exploration(fading):
+    expected = [0.02 * (1 - faded) for faded in FADED] + [0.05] * 6
+    assert [given["beta"] for given in fading] == pytest.approx(expected)
+
+
+def test_the_policys_features_are_kept_from_forgetting_to_the_end_of_the_curriculum(fading):
+    assert [given["classify"] for given in fading[:6]] == [0.3] * 6
 
 
 @pytest.mark.parametrize("amp", [True, False])
