@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import state_of
 
-from blockdrop_min import fast
+from blockdrop_min import fast, policy_cost, resnet_cost
 from blockdrop_min.lab.checkpoint import save
 from blockdrop_min.lab.shapes import SHAPES
 
@@ -101,6 +101,16 @@ def test_the_variants_compute_the_full_network_and_the_same_policies(name):
 def test_the_compiled_network_computes_the_same():
     model, x = bench.untrained(8, "cifar"), torch.randn(4, 3, 16, 16)
     assert_same(bench.full_network(fast(model.resnet))(x), model.resnet(x), 1e-4)
+
+
+@torch.inference_mode()
+def test_what_is_measured_pays_for_the_policy_network():
+    model = bench.untrained(8, "cifar")
+    batches = bench.random_batches(model, 4, 16, 2)
+    cost = resnet_cost(model.resnet, 16)
+    used = [cost.of(u).mean().item() + policy_cost(model.policy, 16) for _, u in batches]
+    row = bench.measure(model, batches, 0, torch.float32, with_compile=False)
+    assert row["limit"] == pytest.approx(cost.full / (sum(used) / len(used)))
 
 
 # ---------------------------------------------------------------------------------------- programs
