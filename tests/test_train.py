@@ -5,7 +5,6 @@ Stopping and going on is in test_resuming.py, bad input in test_refusals.py.
 
 import inspect
 import io
-import itertools
 import json
 import os
 import pty
@@ -166,6 +165,14 @@ def test_a_run_ends_with_its_results_table(finished):
     table = finished[1].stdout.rpartition("finetune")[2]
     assert "full network" in table
     assert "BlockDrop" in table
+
+
+def test_the_evaluation_at_the_end_gets_the_folder_the_data_and_the_device(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train.evaluate, "main", lambda given: asked.append(given) or 7)
+    flags = ["--stages=pretrain", "--pretrain-epochs=1", "--data-dir=there"]
+    assert train.main([*SHORT, *flags, "--out", str(tmp_path)]) == 7
+    assert asked == [[str(tmp_path), "--data-dir", "there", "--device", "cpu"]]
 
 
 def test_plain_lines_between_the_rows_say_what_is_left(tmp_path, monkeypatch, capsys):
@@ -552,14 +559,22 @@ def test_every_column_is_the_mean_over_the_images_of_its_own_epoch(watched):
                 assert row[column] is None, (row, column)
 
 
-def test_the_seconds_of_a_row_are_those_of_its_own_epoch(tmp_path, monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(ticks)))
+def test_the_seconds_of_a_row_are_those_of_its_own_steps_and_validation(tmp_path, monkeypatch):
+    now = [0.0]
+
+    def taking(seconds, act):
+        def slow(*arguments, **options):
+            now[0] += seconds
+            return act(*arguments, **options)
+
+        return slow
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(train, "pretrain_step", taking(1, train.pretrain_step))
+    monkeypatch.setattr(train, "run_policy", taking(10, train.run_policy))
     assert short_run(tmp_path, "--stages=pretrain", "--pretrain-epochs=3") == 0
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    seconds = [json.loads(line)["seconds"] for line in lines]
-    assert seconds[0] > 0
-    assert seconds == [seconds[0]] * 3
+    assert [json.loads(line)["seconds"] for line in lines] == [3 + 10] * 3
 
 
 def test_every_row_is_the_validation_of_its_checkpoint_by_hand(tmp_path, monkeypatch):
