@@ -22,7 +22,7 @@ from blockdrop_min.lab import evaluation, pictures
 from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, save
 from blockdrop_min.lab.data import Split, load_data
 from blockdrop_min.lab.enumeration import enumerate_policies
-from blockdrop_min.lab.evaluation import Result, evaluate_policies, run_policy
+from blockdrop_min.lab.evaluation import Result, dealt_loss, evaluate_policies, run_policy
 from blockdrop_min.lab.log import safe_console
 from blockdrop_min.lab.settings import Settings
 from blockdrop_min.lab.shapes import SHAPES
@@ -161,6 +161,18 @@ def test_the_runs_own_seed_reaches_its_rivals(tmp_path):
             assert found[seed][name]["accuracy"] == result.accuracy
             assert found[seed][name]["flops"] == result.flops_mean
     assert found[0]["blind"] != found[1]["blind"]
+
+
+def test_the_runs_own_seed_deals_its_policies(tmp_path):
+    data = load_data("shapes", None, 16, 96, 24, with_test=True)
+    expected = []
+    for seed in (0, 1):
+        folder = write_run(tmp_path / str(seed), seed=seed)
+        model = load(folder)
+        found = numbers(tmp_path, folder)
+        expected.append(dealt_loss(model, data, run_policy(model, data.test, data.crop), seed))
+        assert (found["dealt_loss"], found["dealt_loss_error"]) == expected[seed]
+    assert expected[0] != expected[1]
 
 
 def test_the_json_of_several_runs_has_the_first_and_a_list_of_all(run, tmp_path):
