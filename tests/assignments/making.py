@@ -106,6 +106,8 @@ def with_laws(chosen=None):
         mine = [law for law in needs if max(needs[law]) == number]
         mine = [law for law in mine if key(law) not in TABLE["spared"]]
         mine = [law for law in mine if key(law).startswith(task.get("only", ""))]
+        others = {t["only"] for t in TABLE["task"] if "only" in t and t is not task}
+        mine = [law for law in mine if key(law).split("::")[0] not in others]
         mine += [f"tests/test_measured.py::{name}" for name in task.get("measured", [])]
         task["laws"] = [law for law in mine if key(law) not in hidden]
         task["unseen"] = [law for law in mine if key(law) in hidden]
