@@ -342,8 +342,8 @@ def main(arguments=None):
         # Without this variable, the next line makes a GPU refuse matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(settings.deterministic)
-        out.mkdir(parents=True, exist_ok=True)
         device = process.choose_device(settings.device)
+        out.mkdir(parents=True, exist_ok=True)
         with process.team(device), locked(out):
             return run(settings, out, changed, device, command)
     except (ValueError, FloatingPointError) as problem:
