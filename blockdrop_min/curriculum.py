@@ -60,7 +60,7 @@ def curriculum_step(model, x, y, free, alpha, beta, gamma, generator, classify=0
     Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
     """
     forced = int((~free).sum())
-    free = free.to(x.device)  # once
+    free = free.to(x.device)  # once: `force_on` uses it twice
     features = model.policy.embed(x)
     s = model.policy.keep_probabilities(features)  # [B, K]
     s_bounded = force_on(bound(s, alpha), free)  # a forced block: probability 1, log 0, entropy 0

@@ -53,8 +53,9 @@ def settled_step(model, x, y, gamma):
     gamma: only for the R of the log.
     Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
     """
+    model.policy.eval()
     with torch.no_grad():
-        u = greedy(model.policy.eval()(x))  # [B, K]
+        u = greedy(model.policy(x))  # [B, K]
     logits = model.resnet(x, u, execute="sparse")
     correct = logits.argmax(1) == y
     R = reward(u, correct, gamma)
