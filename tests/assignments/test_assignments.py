@@ -120,6 +120,11 @@ def summary(grades, tasks):
     return f"{line}, {len(passed)} pass the student's own check: {'; '.join(passed)}"
 
 
+def some(cases):
+    """All cases; in CI, which has a quarter of an hour for everything, every fourth."""
+    return list(cases)[:: 4 if "CI" in os.environ else 1]
+
+
 ANSWERS = ("return None", "return {first}", "return torch.zeros(2, 3)", "return 1")
 TRIVIAL = {
     f"{function}: {answer}": (number, function, answer)
@@ -130,7 +135,7 @@ TRIVIAL = {
 
 
 # ------------------------------------------------------------------------ solutions of single tasks
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", some(WRONG))
 def test_a_wrong_solution_breaks_the_law_that_is_named(name, grades, tasks):
     solution, _, _, law = WRONG[name]
     assert named(tasks[solution["task"] - 1], law), f"{law} is no law of task {solution['task']}"
@@ -149,7 +154,7 @@ def test_at_least_90_percent_of_the_wrong_solutions_break_a_law_that_is_shown(ta
     assert shown >= 0.9 * len(WRONG)
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", some(RIGHT))
 def test_a_right_solution_has_all_points(name, grades):
     graded = grades["right " + name]
     assert graded["score"] == graded["max_score"], graded["output"]
@@ -162,7 +167,7 @@ def test_there_are_as_many_solutions_as_were_promised(tasks):
         assert right.count(task["number"]) >= 2, task["title"]
 
 
-@pytest.mark.parametrize("name", TRIVIAL)
+@pytest.mark.parametrize("name", some(TRIVIAL))
 def test_a_trivial_answer_has_no_points(name, grades):
     assert grades[name]["score"] == 0, grades[name]["output"]
 
@@ -207,7 +212,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", some(HOSTILE))
 def test_a_hostile_function_has_no_points(name, grades):
     graded = grades[name]
     assert graded["score"] == 0, graded["output"]
