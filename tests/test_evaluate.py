@@ -20,7 +20,7 @@ import evaluate
 from blockdrop_min import load, policy_cost, resnet_cost
 from blockdrop_min.lab import evaluation, pictures
 from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, save
-from blockdrop_min.lab.data import load_data
+from blockdrop_min.lab.data import Split, load_data
 from blockdrop_min.lab.enumeration import enumerate_policies
 from blockdrop_min.lab.evaluation import Result, evaluate_policies, run_policy
 from blockdrop_min.lab.log import safe_console
@@ -696,13 +696,31 @@ def test_no_run_at_all_is_refused(capsys):
     assert "RUN" in refused(capsys)
 
 
-def test_the_test_set_is_read_by_as_many_processes_as_the_run_has(tmp_path, monkeypatch, capsys):
+KINDS = {  # changes of the run, and flags
+    "learned": ({}, []),
+    "fixed": ({"policy": "first:2"}, []),
+    "pretrained": ({"stage": "pretrain"}, []),
+    "counted": ({}, ["--enumerate"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_read_by_as_many_processes_as_the_run_has(tmp_path, monkeypatch, capsys, kind):
     asked = []
+    batches = Split.batches
 
-    def noting(*arguments, workers=0):
+    def noted(self, batch_size, order=None, workers=0, part=slice):
         asked.append(workers)
-        return run_policy(*arguments)
+        return batches(self, batch_size, order, 0, part)
 
-    monkeypatch.setattr(evaluation, "run_policy", noting)
-    evaluated(capsys, write_run(tmp_path / "run", workers=3))
+    monkeypatch.setattr(Split, "batches", noted)
+    changes, flags = KINDS[kind]
+    evaluated(capsys, write_run(tmp_path / "run", workers=3, **changes), *flags)
     assert set(asked) == {3}
+
+
+def test_a_run_is_measured_in_channels_last(run):
+    _, _, model = evaluate.open_run(run, torch.device("cpu"))
+    for name, p in model.named_parameters():
+        if p.dim() == 4:
+            assert p.is_contiguous(memory_format=torch.channels_last), name

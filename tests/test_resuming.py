@@ -122,6 +122,11 @@ KINDS = {
     "a fixed policy": ["--policy=random:2", "--finetune-epochs=2"],
     "joint to the end": ["--settle-by=0", "--finetune-epochs=2", "--schedule=step"],
     "no warm start": ["--warm-epochs=0", "--curriculum-epochs=2", "--fade-by=0.5", "--classify=1"],
+    "batches of their own": [
+        "--pretrain-batch=40",
+        "--curriculum-batch=28",
+        "--finetune-batch=20",
+    ],
     "rare checkpoints": ["--epochs-per-checkpoint=3"],
     "another seed": ["--seed=7", "--full-fraction=0"],
     "mixed precision": ["--amp", "--pretrain-epochs=1", "--curriculum-epochs=2"],

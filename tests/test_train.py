@@ -5,7 +5,6 @@ Stopping and going on is in test_resuming.py, bad input in test_refusals.py.
 
 import inspect
 import io
-import itertools
 import json
 import os
 import pty
@@ -166,6 +165,14 @@ def test_a_run_ends_with_its_results_table(finished):
     table = finished[1].stdout.rpartition("finetune")[2]
     assert "full network" in table
     assert "BlockDrop" in table
+
+
+def test_the_evaluation_at_the_end_gets_the_folder_the_data_and_the_device(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train.evaluate, "main", lambda given: asked.append(given) or 7)
+    flags = ["--stages=pretrain", "--pretrain-epochs=1", "--data-dir=there"]
+    assert train.main([*SHORT, *flags, "--out", str(tmp_path)]) == 7
+    assert asked == [[str(tmp_path), "--data-dir", "there", "--device", "cpu"]]
 
 
 def test_plain_lines_between_the_rows_say_what_is_left(tmp_path, monkeypatch, capsys):
@@ -518,6 +525,12 @@ def test_what_has_a_gradient_is_moved_and_nothing_else(watched):
         assert step.moved - step.used.keys() == set(), (i, step.name)
 
 
+def test_networks_are_trained_in_channels_last(watched):
+    for name, p in watched[1][-1].model.named_parameters():
+        if p.dim() == 4:
+            assert p.is_contiguous(memory_format=torch.channels_last), name
+
+
 def test_every_step_has_the_learning_rate_of_its_place_in_the_stage(watched):
     rates = {"pretrain": 0.05, "curriculum": 2e-3, "finetune": 1e-3}
     counts = {"pretrain": 6, "curriculum": 9, "finetune": 6}
@@ -546,14 +559,22 @@ def test_every_column_is_the_mean_over_the_images_of_its_own_epoch(watched):
                 assert row[column] is None, (row, column)
 
 
-def test_the_seconds_of_a_row_are_those_of_its_own_epoch(tmp_path, monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(ticks)))
+def test_the_seconds_of_a_row_are_those_of_its_own_steps_and_validation(tmp_path, monkeypatch):
+    now = [0.0]
+
+    def taking(seconds, act):
+        def slow(*arguments, **options):
+            now[0] += seconds
+            return act(*arguments, **options)
+
+        return slow
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(train, "pretrain_step", taking(1, train.pretrain_step))
+    monkeypatch.setattr(train, "run_policy", taking(10, train.run_policy))
     assert short_run(tmp_path, "--stages=pretrain", "--pretrain-epochs=3") == 0
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    seconds = [json.loads(line)["seconds"] for line in lines]
-    assert seconds[0] > 0
-    assert seconds == [seconds[0]] * 3
+    assert [json.loads(line)["seconds"] for line in lines] == [3 + 10] * 3
 
 
 def test_every_row_is_the_validation_of_its_checkpoint_by_hand(tmp_path, monkeypatch):
@@ -744,14 +765,32 @@ def test_exploration_fades_until_the_policy_settles(unusual):
     assert [step["beta"] for step in steps] == pytest.approx([0.2, 0.4 / 3, 0.2 / 3])
 
 
-def test_exploration_fades_in_the_curriculum_by_its_own_setting(tmp_path):
+@pytest.fixture(scope="module")
+def fading(tmp_path_factory):
+    """What sampling steps are given in a run whose exploration fades in the curriculum only."""
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, steps)
-        short_run(tmp_path, "--fade-by=0.75", "--settle-by=0", "--finetune-epochs=2")
-    steps = [step for step in steps if step.name in SAMPLING[1:]]
-    expected = [0.8 + 0.2 * min(1, i / 9 / 0.75) for i in range(3, 9)] + [0.8] * 6
-    assert [step.given["alpha"] for step in steps] == pytest.approx(expected)
+        flags = ["--fade-by=0.75", "--settle-by=0", "--finetune-epochs=2"]
+        short_run(tmp_path_factory.mktemp("fading"), *flags)
+    return [step.given for step in steps if step.name in SAMPLING[1:]]
+
+
+FADED = [min(1, i / 9 / 0.75) for i in range(3, 9)]  # in the steps behind the warm start
+
+
+def test_exploration_fades_in_the_curriculum_by_its_own_setting(fading):
+    expected = [0.8 + 0.2 * faded for faded in FADED] + [0.8] * 6
+    assert [given["alpha"] for given in fading] == pytest.approx(expected)
+
+
+def test_the_entropy_bonus_of_the_curriculum_fades_with_exploration(fading):
+    expected = [0.02 * (1 - faded) for faded in FADED] + [0.05] * 6
+    assert [given["beta"] for given in fading] == pytest.approx(expected)
+
+
+def test_the_policys_features_are_kept_from_forgetting_to_the_end_of_the_curriculum(fading):
+    assert [given["classify"] for given in fading[:6]] == [0.3] * 6
 
 
 @pytest.mark.parametrize("amp", [True, False])

@@ -21,7 +21,7 @@ PROCESSES = int(os.environ.get("JOBS", os.cpu_count()))
 
 
 class Fault(NamedTuple):
-    """Text that replaces another in a module of the package, and the test that fails for it."""
+    """Text that replaces another in a file of the project, and the test that fails for it."""
 
     module: str
     before: str

@@ -108,6 +108,12 @@ def test_a_loaded_model_is_in_eval_mode(tmp_path):
     assert not any(module.training for module in load(saved(tmp_path)).modules())
 
 
+def test_a_loaded_model_is_in_channels_last(tmp_path):
+    for name, p in load(saved(tmp_path)).named_parameters():
+        if p.dim() == 4:
+            assert p.is_contiguous(memory_format=torch.channels_last), name
+
+
 def test_a_loaded_model_normalises_by_itself(tmp_path):
     model = load(saved(tmp_path, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
     x = photos()

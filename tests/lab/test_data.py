@@ -452,6 +452,18 @@ def test_a_split_that_leaves_a_part_empty_is_refused(tmp_path, train_images, val
         load_data("folder", write_tree(tmp_path), train_images=train_images, val_images=val_images)
 
 
+@pytest.mark.parametrize(("size", "pad"), [(16, 2), (32, 4), (48, 6)])
+def test_images_in_memory_are_padded_by_an_eighth_of_their_size(size, pad):
+    data = load_data("shapes", "", size, 20, 5)
+    assert (data.crop, data.pad) == (size, pad)
+
+
+@pytest.mark.parametrize("size", [16, 48])
+def test_drawn_test_images_have_the_size_of_the_training_images(size):
+    data = load_data("shapes", "", size, 20, 5, with_test=True)
+    assert data.test.images.shape[1:] == data.train.images.shape[1:] == (3, size, size)
+
+
 def test_images_of_a_single_colour_do_not_give_a_deviation_of_0(tmp_path):
     write_tree(tmp_path)
     for path in (tmp_path / "train").rglob("*.png"):

@@ -92,6 +92,14 @@ def test_a_choice_that_carries_over_keeps_its_reward():
     assert cross_fitted(correct, u, 2.0, torch.tensor([0, 0, 1, 1])) == 1 / 2
 
 
+def test_each_half_of_the_images_gets_the_choice_of_the_other():
+    # Images 0 and 2 are right under both policies, 1 and 3 with all blocks alone: what 0 and 2
+    # choose earns 1 and 3 -2 each, what 1 and 3 choose earns 0 and 2 nothing.
+    u = torch.tensor([[0.0, 0], [1, 1]])
+    correct = one_hot([1, 1], [0, 1], [1, 1], [0, 1])
+    assert cross_fitted(correct, u, 2.0, torch.zeros(4, dtype=torch.int64)) == -1
+
+
 def test_the_number_of_bins_is_the_one_that_serves_best():
     # Right without blocks where the full network is surer than its median, with them elsewhere.
     confidence = torch.linspace(0, 1, 80).view(2, 40).t().reshape(-1)  # halves alternate

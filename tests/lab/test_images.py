@@ -20,6 +20,7 @@ from runs import solid, write_tree
 from torchvision.models import ResNet101_Weights
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from blockdrop_min.lab import images
 from blockdrop_min.lab.images import ImageFolder, image_folder, load_image, open_image
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
@@ -412,6 +413,21 @@ def test_images_come_with_the_labels_of_their_folders(tmp_path):
     assert names(folder) == ["apple/0.png", "apple/1.png", "bee/0.png", "bee/1.png"]
     found = [(image[0, 0, 0].item(), label) for image, label in (folder[i] for i in range(4))]
     assert found == [(10, 0), (20, 0), (30, 1), (40, 1)]  # as write_tree has drawn them
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_images_come_in_the_order_of_their_names_whatever_order_the_disk_has(
+    tmp_path, monkeypatch, reverse
+):
+    root = write_tree(tmp_path, parts=("train",), each=3)
+    scandir = os.scandir
+
+    def on_disk(path):
+        return sorted(scandir(path), key=lambda entry: entry.name, reverse=reverse)
+
+    monkeypatch.setattr(images.os, "scandir", on_disk)
+    names = [Path(path).name for path in images.scan(root / "train" / "bee", [])]
+    assert names == ["0.png", "1.png", "2.png"]
 
 
 def test_folders_inside_a_class_belong_to_it(tmp_path):

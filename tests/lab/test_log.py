@@ -103,6 +103,12 @@ def test_steps_before_a_run_went_on_are_not_counted_as_fast(clock, capsys):
     assert seconds_left(capsys) == [4 * 40]
 
 
+def test_the_bar_begins_where_the_epoch_was_left():
+    with Log() as shown:
+        shown.epoch(STAGE, 2, 100, 40)
+        assert shown.progress.tasks[0].completed == 40
+
+
 def test_each_epoch_has_a_clock_of_its_own(clock, capsys):
     with Log() as shown:
         shown.epoch(STAGE, 0, 100, 0)

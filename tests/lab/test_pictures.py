@@ -233,11 +233,14 @@ def test_the_name_of_a_class_stands_beside_its_row(tmp_path, monkeypatch):
         assert image.getpixel((160 + 28 * k + 13, middle)) == DARK
 
 
-def test_the_number_of_a_block_stands_above_its_column(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("num_blocks", "step"), [(3, 1), (20, 5), (54, 5)])
+def test_the_number_of_a_block_stands_above_its_column(tmp_path, monkeypatch, num_blocks, step):
     path = tmp_path / "heat.png"
-    texts = written(monkeypatch, lambda: keep_rates(torch.eye(3), torch.arange(3), "abc", path))
+    u, labels = torch.eye(num_blocks), torch.arange(num_blocks)
+    names = [f"class {i}" for i in range(num_blocks)]
+    texts = written(monkeypatch, lambda: keep_rates(u, labels, names, path))
     image = opened(path)
-    for k in range(3):
+    for k in range(0, num_blocks, step):
         box = next(box for text, box in texts if text == str(k))
         assert image.getpixel((round((box[0] + box[2]) / 2), 64 + 28 * k + 13)) == DARK
 

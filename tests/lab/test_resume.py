@@ -96,7 +96,13 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Settings) if f.name not in MAY_CHANGE])
+# Written out once more: the program's own list would grow with a mistake in it.
+WHERE_AND_HOW_LONG = {"device", "workers", "data_dir", "epochs_per_checkpoint", "stages"}
+WHERE_AND_HOW_LONG |= {"pretrain_epochs", "curriculum_epochs", "finetune_epochs"}
+DECIDED = [f.name for f in fields(Settings) if f.name not in WHERE_AND_HOW_LONG]
+
+
+@pytest.mark.parametrize("name", DECIDED)
 def test_a_setting_that_changes_what_is_learned_is_refused(tmp_path, name):
     settings = put(tmp_path, "finetune", 1)
     before = contents(tmp_path)

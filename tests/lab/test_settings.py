@@ -51,6 +51,11 @@ def test_a_flag_that_repeats_the_preset_is_no_change():
     assert parse(["--alpha", str(Settings().alpha)])[2] == {}
 
 
+def test_changes_are_those_of_the_preset_that_is_named():
+    assert parse(["--preset=smoke", "--depth=8"])[2] == {}
+    assert parse(["--preset=smoke", f"--depth={Settings().depth}"])[2] == {"depth": 20}
+
+
 @pytest.mark.parametrize(
     ("text", "policy"),
     [

@@ -220,6 +220,15 @@ def test_the_colour_tells_the_class_of_an_easy_image_and_not_of_a_hard_one():
     assert accuracy(0.0) > 0.95 > 0.3 > accuracy(1.0)
 
 
+@pytest.mark.parametrize("size", [32, 128])
+def test_an_edge_is_a_pixel_wide_whatever_the_size(size):
+    labels = torch.full((20,), list(SHAPES).index("disc"))
+    images = draw(labels, torch.zeros(20), rng(0), size).float() / 255
+    steps = (images[..., 1:] - images[..., :-1]).abs().flatten(1).amax(1)
+    contrast = images.flatten(2).amax(2) - images.flatten(2).amin(2)  # [N, 3]
+    assert (steps > 0.4 * contrast.amax(1)).all()
+
+
 def test_clutter_comes_with_difficulty():
     # With the same draws, an image that is a little harder differs most where a stroke was added.
     just_below, just_above = (of_class("disc", d) for d in (0.2999, 0.3001))

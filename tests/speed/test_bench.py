@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import state_of
 
-from blockdrop_min import fast
+from blockdrop_min import fast, policy_cost, resnet_cost
 from blockdrop_min.lab.checkpoint import save
 from blockdrop_min.lab.shapes import SHAPES
 
@@ -74,20 +74,43 @@ def test_variants_take_turns_on_the_same_batch_after_all_have_met_all_batches():
     assert calls == ["a1", "a2", "b1", "b2", "a1", "b1", "a2", "b2", "a1", "b1"]
 
 
+def test_every_batch_has_images_and_policies_of_its_own():
+    batches = bench.random_batches(bench.untrained(20, "cifar"), 4, 16, 4.5)
+    assert len({x.numpy().tobytes() for x, _ in batches}) == bench.DRAWS
+    assert len({u.numpy().tobytes() for _, u in batches}) == bench.DRAWS
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much a call needs")
+def test_the_memory_of_a_call_is_what_it_needs_beyond_what_is_there_before():
+    needed = bench.peak_memory(lambda: torch.ones(64 * 2**18).sum(), torch.device("cpu"))
+    assert 60 < needed < 90
+
+
 # --------------------------------------------------------------------------------------- two roads
-@pytest.mark.parametrize("name", ["full, fast", "masked", "sparse", "fast"])
+@pytest.mark.parametrize("name", ["full", "full, fast", "masked", "sparse", "fast"])
 @torch.inference_mode()
-def test_the_variants_compute_the_same(name):
+def test_the_variants_compute_the_full_network_and_the_same_policies(name):
     model = bench.untrained(8, "cifar")
-    ((x, _), *_) = bench.random_batches(model, 4, 16, 2)
+    ((x, u), *_) = bench.random_batches(model, 4, 16, 2)
     variants = bench.make_variants(model, torch.float32, with_compile=False)
-    logits = variants[name](x.clone(), torch.ones(4, 3))
-    assert_same(logits[1] if isinstance(logits, tuple) else logits, model.resnet(x), 1e-4)
+    logits = variants[name](x.clone(), u)
+    expected = model.resnet(x, None if name.startswith("full") else u)
+    assert_same(logits[1] if isinstance(logits, tuple) else logits, expected, 1e-4)
 
 
 def test_the_compiled_network_computes_the_same():
     model, x = bench.untrained(8, "cifar"), torch.randn(4, 3, 16, 16)
     assert_same(bench.full_network(fast(model.resnet))(x), model.resnet(x), 1e-4)
+
+
+@torch.inference_mode()
+def test_what_is_measured_pays_for_the_policy_network():
+    model = bench.untrained(8, "cifar")
+    batches = bench.random_batches(model, 4, 16, 2)
+    cost = resnet_cost(model.resnet, 16)
+    used = [cost.of(u).mean().item() + policy_cost(model.policy, 16) for _, u in batches]
+    row = bench.measure(model, batches, 0, torch.float32, with_compile=False)
+    assert row["limit"] == pytest.approx(cost.full / (sum(used) / len(used)))
 
 
 # ---------------------------------------------------------------------------------------- programs
@@ -104,6 +127,16 @@ def test_the_benchmark_prints_and_writes_what_it_measured(tmp_path, capsys):
         assert row["MiB"].keys() == row["images/s"].keys()
         assert sys.platform != "linux" or row["MiB"]["full"] >= 0
         assert 1 < row["limit"] < 2  # two of three blocks, and the policy network
+
+
+def test_no_block_may_be_kept_and_half_are_if_nothing_is_said(monkeypatch):
+    kept = []
+    see = lambda model, batches, *_: kept.append(batches[0][1].sum(1).tolist()) or {}  # noqa: E731
+    monkeypatch.setattr(bench, "measure", see)
+    monkeypatch.setattr(bench, "make_table", lambda found: "")
+    bench.main([*ON_CPU, "--depth=14", "--batches=2", "--keep=0"])
+    bench.main([*ON_CPU, "--depth=14", "--batches=2"])
+    assert kept == [[0, 0], [3, 3]]
 
 
 def test_the_benchmark_runs_in_bfloat16():
