@@ -161,8 +161,8 @@ def screened(task, tasks, folder):
     for file, names in by_file(task["functions"]).items():
         source = (Path(folder) / file).read_text()
         known = cut.defined(source) - set(by_file(later).get(file, []))
-        functions = [cut.find(ast.parse(source), name) for name in names]
-        for function in (*functions, *cut.helpers(source, ast.parse(""))):
+        functions = [cut.find(cut.parse(source), name) for name in names]
+        for function in (*functions, *cut.helpers(source, cut.parse(""))):
             said += [f"{file}, {line}" for line in screen.complaints(function, known)]
     return said
 

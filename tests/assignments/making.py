@@ -149,7 +149,7 @@ def write_student(folder, tasks):
     for name in (*TABLE["laws"], "runs.py", "helpers.py"):
         path, laws = folder / "tests" / name, set(wanted.get(f"tests/{name}", []))
         path.write_text(cut.trim(path.read_text(), laws or imported))
-        statements = cut.ast.parse(path.read_text()).body
+        statements = cut.parse(path.read_text()).body
         imported |= {name for s in statements if hasattr(s, "names") for name in cut.defines(s)}
         if name in TABLE["laws"] and not laws:
             path.unlink()

@@ -102,7 +102,7 @@ def grades(tasks, reference, tmp_path_factory, request):
 def first_argument(reference, task, function):
     """The name of a function's first argument but `self`."""
     file = next(f.split("::")[0] for f in task["functions"] if f.split("::")[1] == function)
-    tree = cut.ast.parse((reference / file).read_text())
+    tree = cut.parse((reference / file).read_text())
     names = [argument.arg for argument in cut.find(tree, function).args.args]
     return names[1] if names[0] == "self" and len(names) > 1 else names[0]
 
