@@ -4,7 +4,6 @@ Exit code 0: every law that is shown holds. 1: one is broken. 3: the task is not
 else. The laws run in a process of their own with a time limit.
 """
 
-import ast
 import builtins
 import contextlib
 import json
