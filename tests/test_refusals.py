@@ -158,6 +158,12 @@ def test_the_smallest_images_are_trained_on(tmp_path):
     assert len(rows(tmp_path)) == 4
 
 
+def test_without_a_policy_network_images_may_be_smaller(tmp_path):
+    flags = ["--image-size=8", "--pretrain-epochs=1", "--policy=first:2"]
+    assert short_run(tmp_path, *flags) == 0
+    assert len(rows(tmp_path)) == 2
+
+
 def test_a_corrupt_image_is_named(capsys, tmp_path):
     tree = write_tree(tmp_path / "images")
     (tree / "train" / "bee" / "bad.png").write_bytes(b"\x89PNG not really")

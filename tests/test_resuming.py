@@ -68,11 +68,12 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path, capsys):
     assert last.endswith(" ".join(["python train.py", *SHORT, "--out", str(tmp_path)]))
 
 
-def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
-    stop_after(5, tmp_path)
+@pytest.mark.parametrize(("count", "place"), [(2, "epoch 1, step 2"), (5, "epoch 2, step 2")])
+def test_a_run_that_goes_on_says_from_where(tmp_path, capsys, count, place):
+    stop_after(count, tmp_path)
     capsys.readouterr()
     stop_after(1, tmp_path)
-    assert "going on: pretrain, epoch 2, step 2" in capsys.readouterr().out
+    assert f"going on: pretrain, {place}" in capsys.readouterr().out
 
 
 def test_what_was_saved_can_be_loaded(tmp_path):

@@ -324,6 +324,7 @@ def test_later_stages_can_start_from_the_resnet_of_another_run(finished, tmp_pat
     flags = ["--stages=curriculum,finetune", f"--resnet={finished[0] / 'resnet.pt'}"]
     assert short_run(tmp_path, *flags) == 0
     assert [row["stage"] for row in rows(tmp_path)] == ["curriculum"] * 3 + ["finetune"]
+    assert not (tmp_path / "resnet.pt").exists()  # it is what pretraining leaves
 
 
 @pytest.mark.parametrize("policy", ["first:2", "distribute:1", "random:2", "011"])
