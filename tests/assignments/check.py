@@ -45,7 +45,7 @@ class Reporter:
 
 
 def child(folder, wanted, profile, connection, nonce):
-    """Runs laws, or all of a file, with pytest in a folder. What it reports is JSON: not trusted."""
+    """Runs laws, or all of a file, with pytest in a folder. It reports JSON: it is not trusted."""
 
     def send(**message):
         connection.send_bytes(json.dumps({"text": "", **message, "nonce": nonce}).encode())

@@ -134,7 +134,7 @@ def trim(source, wanted):
 
 
 def fingerprints(tree):
-    """Every statement and expression of LEAST nodes or more, all variables called alike: {it: its code}."""
+    """Each part of LEAST nodes or more, all variables called alike: {it: its code}."""
     found = {}
     for part in ast.walk(tree):
         nodes = [n for n in ast.walk(part) if not isinstance(n, ast.expr_context)]

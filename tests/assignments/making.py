@@ -134,7 +134,7 @@ def solve(folder, task, answers):
 
 
 def write_student(folder, tasks):
-    """The student's folder: holes, the laws that show no answer, the handout. Returns what was cut."""
+    """The student's folder: holes, laws that show no answer, handout. Returns what was cut."""
     lay_out(folder)
     bodies = []
     for task in tasks:
@@ -156,7 +156,7 @@ def write_student(folder, tasks):
     for name in ("check.py", "cut.py", "screen.py"):
         shutil.copy(HERE / name, folder)
     shutil.copy(HERE / "handout.md", folder / "README.md")
-    public = "number title points functions laws unseen look".split() + ["stands on"]
+    public = ("number", "title", "points", "functions", "laws", "unseen", "look", "stands on")
     listed = [{name: task[name] for name in public} for task in tasks]
     (folder / "tasks.json").write_text(json.dumps(listed, indent=1))
     return bodies

@@ -1,6 +1,6 @@
-"""The classroom is tried out: with right and wrong solutions, trivial and hostile ones, and a whole submission.
+"""The classroom is tried out: right, wrong, trivial and hostile solutions, whole submissions.
 
-`python -m pytest tests/assignments`. A wrong solution is run against the law that is named beside it; with
+`python -m pytest tests/assignments`. A wrong solution is run against the law named beside it; with
 ALL_LAWS=1 in the environment against all of its task, as README.md reports.
 """
 
@@ -129,7 +129,7 @@ TRIVIAL = {
 }
 
 
-# ------------------------------------------------------------------------------- solutions of single tasks
+# ------------------------------------------------------------------------ solutions of single tasks
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_solution_breaks_the_law_that_is_named(name, grades, tasks):
     solution, _, _, law = WRONG[name]
@@ -167,7 +167,7 @@ def test_a_trivial_answer_has_no_points(name, grades):
     assert grades[name]["score"] == 0, grades[name]["output"]
 
 
-# ---------------------------------------------------------------------------------------- what is hostile
+# ---------------------------------------------------------------------------------- what is hostile
 REWARD = "reward"
 HOSTILE = {
     "ends the process": (7, REWARD, "raise SystemExit(0)"),
@@ -214,7 +214,7 @@ def test_a_hostile_function_has_no_points(name, grades):
     json.dumps(graded)
 
 
-# --------------------------------------------------------------------------------------- whole submissions
+# -------------------------------------------------------------------------------- whole submissions
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "out"
@@ -230,7 +230,7 @@ def test_the_skeleton_has_no_points_and_valid_json(folders, tmp_path):
 
 
 def test_a_mistake_costs_its_own_task_alone(tasks, reference, folders, tmp_path):
-    """Every second task wrong, or hostile, with edited tests beside: the others keep their points."""
+    """Every second task wrong, with edited tests and code at import beside."""
     folder = tmp_path / "submission"
     shutil.copytree(folders / "student", folder)
     for task in tasks:
@@ -259,7 +259,7 @@ def test_a_law_that_does_not_run_is_not_passed(tasks, reference):
     assert graded["extra_data"]["broken"] == laws[-1:]
 
 
-# ------------------------------------------------------------------------------------- the student's folder
+# ----------------------------------------------------------------------------- the student's folder
 def test_check_tells_open_broken_waiting_and_right_apart(folders, reference, tasks, tmp_path):
     folder = tmp_path / "work"
     shutil.copytree(folders / "student", folder)
