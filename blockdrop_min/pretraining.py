@@ -40,7 +40,7 @@ def pretrain_step(model, x, y, fraction, generator):
     x: [B, 3, H, W], prepared images.
     y: [B], labels.
     fraction: of the images that drop blocks; 0 is plain training.
-    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    Returns the loss, a mean over images, and for the log {"correct": [B] bool}.
     """
     u = None
     if fraction > 0:

@@ -435,8 +435,8 @@ def test_policies_that_only_suit_their_own_image_lose_all_that_others_lose():
     ours.correct = torch.ones(40, dtype=torch.bool)
     with pytest.MonkeyPatch.context() as patch:
 
-        def run(model, part, crop, given, workers):
-            return type("Planted", (), {"correct": (given == u).all(1)})
+        def run(model, part, crop, u, workers):
+            return type("Planted", (), {"correct": (u == u).all(1)})
 
         patch.setattr(evaluation, "run_policy", run)
         loss, error = dealt_loss(model, data, ours)
