@@ -4,9 +4,24 @@
 a run up, `train` goes through its stages, and `train_one_epoch` is the loop: read that first.
 """
 
+# ruff: noqa: E402
+import os
+import signal
+from multiprocessing import parent_process
+
+
+def stop(number, frame):
+    """Ends the program without a traceback, where no step can be ended first."""
+    if parent_process() is None:  # one line, not one more from each process that reads images
+        os.write(2, b"train.py: stopped; what was saved stays\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, stop)  # before the imports below, which take seconds
+
 import json
 import math
-import os
 import shlex
 import sys
 import time
@@ -72,34 +87,32 @@ def train_one_epoch(model, optimizer, data, state, settings, stage, log, receive
         generator = step_generator(settings, state, "policies", batch, numbers, device)
         until = settings.settle_by if stage.name == "finetune" else settings.fade_by
         fade = fading(progress, until)
+        alpha = settings.alpha + (1 - settings.alpha) * fade
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
             if stage.name == "pretrain":
                 fraction = drop_fraction(progress, settings.drop)
-                loss, images = pretrain_step(model, x, y, fraction, generator)
+                loss, logged = pretrain_step(model, x, y, fraction, generator)
             elif warm_start:
-                loss, images = warm_start_step(model, x, y)
+                loss, logged = warm_start_step(model, x, y)
             elif stage.name == "curriculum":
-                alpha = settings.alpha + (1 - settings.alpha) * fade
                 beta = settings.curriculum_beta * (1 - fade)
                 gamma = settings.curriculum_gamma
-                classify = settings.classify
-                loss, images = curriculum_step(
-                    model, x, y, free, alpha, beta, gamma, generator, classify
+                loss, logged = curriculum_step(
+                    model, x, y, free, alpha, beta, gamma, generator, settings.classify
                 )
             elif settings.policy == "learned" and fade < 1:
-                alpha = settings.alpha + (1 - settings.alpha) * fade
                 beta = settings.finetune_beta * (1 - fade)
                 gamma = settings.finetune_gamma
                 full = settings.full_fraction
-                loss, images = finetune_step(model, x, y, alpha, beta, gamma, generator, full)
+                loss, logged = finetune_step(model, x, y, alpha, beta, gamma, generator, full)
             else:
-                loss, images = settled_step(model, x, y, settings.finetune_gamma)
+                loss, logged = settled_step(model, x, y, settings.finetune_gamma)
 
         # Take the optimizer's step, unless a number is not finite. One read of the device.
         optimizer.zero_grad()
         loss.backward()
         process.average_gradients(model, len(x) / batch)
-        sums = image_sums(loss, images, optimizer)
+        sums = image_sums(loss, logged, optimizer)
         if not math.isfinite(sums.pop("gradient norm")) or not math.isfinite(sums["loss"]):
             raise FloatingPointError("the loss or a gradient is not finite")
         for group in optimizer.param_groups:
@@ -144,13 +157,13 @@ def step_generator(settings, state, purpose, batch, numbers, device):
     return process.skip(generator, process.my_part(batch).start, numbers)
 
 
-def image_sums(loss, images, optimizer):
+def image_sums(loss, logged, optimizer):
     """Sums over the batch's images, in all processes, and the gradient's norm: name -> number."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    count = len(images["correct"])
-    sums = {"loss": loss.detach() * count} | {name: v.sum() for name, v in images.items()}
-    sums |= {"images": torch.ones_like(images["correct"]).sum(), "gradient norm": norm}
+    count = len(logged["correct"])
+    sums = {"loss": loss.detach() * count} | {name: v.sum() for name, v in logged.items()}
+    sums |= {"images": torch.ones_like(logged["correct"]).sum(), "gradient norm": norm}
     values = process.total(torch.stack([value.float() for value in sums.values()])).tolist()
     return dict(zip(sums, values, strict=True))
 
@@ -188,6 +201,7 @@ def train(model, data, state, settings, out, log, received):
             restore_optimizer(optimizer, state, out)
         while state["epoch"] < stage.epochs:
             try:
+                process.stop_if_asked(received, data.train.labels.device)  # while it validated
                 train_one_epoch(model, optimizer, data, state, settings, stage, log, received)
             except process.Stop:
                 checkpoint(model, optimizer, state, out)
@@ -203,7 +217,7 @@ def train(model, data, state, settings, out, log, received):
             log.row(row)
         if stage.name == "pretrain" and process.rank() == 0:
             write_safely(out / "resnet.pt", model.resnet.state_dict())
-    process.stop_if_asked(received, data.train.labels.device)  # while the last epoch was validated
+    process.stop_if_asked(received, data.train.labels.device)
 
 
 def finish_epoch(model, data, state, settings, stage):
@@ -269,7 +283,7 @@ def check_data(settings, data, state, out):
         raise ValueError(f"{out} was trained on {theirs}, but the data has {ours}")
     for stage in settings.plan:
         last = len(data.train) % stage.batch or stage.batch
-        if min(last, stage.batch) < process.processes():
+        if last < process.processes():
             given = f"--{stage.name}-batch is {stage.batch}, its last step has {last} images"
             raise ValueError(f"{given}; {process.processes()} processes cannot share them")
 
@@ -342,8 +356,8 @@ def main(arguments=None):
         # Without this variable, the next line makes a GPU refuse matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(settings.deterministic)
-        out.mkdir(parents=True, exist_ok=True)
         device = process.choose_device(settings.device)
+        out.mkdir(parents=True, exist_ok=True)
         with process.team(device), locked(out):
             return run(settings, out, changed, device, command)
     except (ValueError, FloatingPointError) as problem:

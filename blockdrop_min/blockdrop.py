@@ -34,7 +34,8 @@ class BlockDrop(nn.Module):
 
         x: uint8, or float in [0, 1].
         """
-        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        high = 255 if x.dtype == torch.uint8 else 1
+        x = x.to(self.resnet.conv1.weight.dtype) / high
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def forward(self, x):

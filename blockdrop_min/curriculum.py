@@ -41,7 +41,7 @@ def warm_start_step(model, x, y):
 
     x: [B, 3, H, W], prepared images.
     y: [B], labels.
-    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    Returns the loss, a mean over images, and for the log {"correct": [B] bool}.
     """
     logits = model.policy.classify(x)
     return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
@@ -57,10 +57,11 @@ def curriculum_step(model, x, y, free, alpha, beta, gamma, generator, classify=0
     beta: weight of the entropy bonus.
     gamma: penalty of a wrong prediction.
     classify: weight of the warm start's loss, so that the features do not forget the classes.
-    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    Returns the loss, a mean over images, and for the log what the sampled policy gave each image:
+        {"correct": [B] bool, "R": [B], "A": [B]}.
     """
     forced = int((~free).sum())
-    free = free.to(x.device)  # once
+    free = free.to(x.device)  # once: `force_on` uses it twice
     features = model.policy.embed(x)
     s = model.policy.keep_probabilities(features)  # [B, K]
     s_bounded = force_on(bound(s, alpha), free)  # a forced block: probability 1, log 0, entropy 0

@@ -15,14 +15,18 @@ from .rewards import correct_under, reward
 def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0):
     """The policy gradient, and the cross-entropy of the sampled pass. Both networks learn.
 
+    The greedy pass is in eval mode and leaves no trace; the sampled one is in training mode.
+
     x: [B, 3, H, W], prepared images.
     y: [B], labels.
     alpha: bounding of the probabilities.
     beta: weight of the entropy bonus.
     gamma: penalty of a wrong prediction.
-    full_fraction: of the batch also passes with all blocks on and adds to the cross-entropy, which
-        keeps the full network good (paper: 0).
-    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    full_fraction: of the batch, its first images, rounded up; they also pass with all blocks on, in
+        the same call, and the cross-entropy is the mean over all that passed. It keeps the full
+        network good (paper: 0).
+    Returns the loss, a mean over images, and for the log what the sampled policy gave each image:
+        {"correct": [B] bool, "R": [B], "A": [B]}.
     """
     s = model.policy(x)  # [B, K]
     s_bounded = bound(s, alpha)
@@ -51,10 +55,12 @@ def settled_step(model, x, y, gamma):
     x: [B, 3, H, W], prepared images.
     y: [B], labels.
     gamma: only for the R of the log.
-    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    Returns the loss, a mean over images, and for the log {"correct": [B] bool, "R": [B], "A": [B]},
+        A all 0.
     """
+    model.policy.eval()
     with torch.no_grad():
-        u = greedy(model.policy.eval()(x))  # [B, K]
+        u = greedy(model.policy(x))  # [B, K]
     logits = model.resnet(x, u, execute="sparse")
     correct = logits.argmax(1) == y
     R = reward(u, correct, gamma)

@@ -91,8 +91,8 @@ def run_masked(block, x, keep):
     Returns y: [B, C', H', W'].
     """
     shortcut = block.shortcut(x)
-    kept = F.relu(shortcut + block.residual(x))
-    return torch.where(keep[:, None, None, None], kept, shortcut)
+    out = F.relu(shortcut + block.residual(x))
+    return torch.where(keep[:, None, None, None], out, shortcut)
 
 
 def run_sparse(block, x, kept):

@@ -25,7 +25,7 @@ def drop_fraction(progress, drop):
 def random_policies(num_images, num_blocks, fraction, generator):
     """Random policies u [B, K]: a `fraction` of the images drops blocks, the others keep all.
 
-    An image that drops blocks draws a keep rate from U(0.15, 1), and each block by that rate.
+    An image that drops blocks draws a keep rate from U(LEAST_RATE, 1), and each block by it.
     """
     shape = (num_images, num_blocks + 2)
     numbers = torch.rand(shape, generator=generator, device=generator.device)
@@ -40,7 +40,7 @@ def pretrain_step(model, x, y, fraction, generator):
     x: [B, 3, H, W], prepared images.
     y: [B], labels.
     fraction: of the images that drop blocks; 0 is plain training.
-    Returns the loss, a mean over images, and what the log shows of each image: {name: [B]}.
+    Returns the loss, a mean over images, and for the log {"correct": [B] bool}.
     """
     u = None
     if fraction > 0:

@@ -52,8 +52,10 @@ def has_moments(value):
 
 
 def are_settings(value):
+    """Whether settings can be made of it; those that came later have their defaults."""
     try:
-        return isinstance(value, dict) and asdict(Settings(**value)) == value
+        ours = isinstance(value, dict) and "preset" in value
+        return ours and value.items() <= asdict(Settings(**value)).items()
     except (TypeError, ValueError):
         return False
 

@@ -32,7 +32,10 @@ class Cost(NamedTuple):
 
 
 def layer_cost(layer, size):
-    """FLOPs of one layer on an image of this (height, width), and the size that it gives."""
+    """FLOPs of one layer on an image of this (height, width), and the size that it gives.
+
+    Pooling costs nothing, but changes the size; of other layers the size stays and nothing counts.
+    """
     if isinstance(layer, nn.Linear):
         return 2 * layer.in_features * layer.out_features, size
     if not isinstance(layer, nn.Conv2d | nn.MaxPool2d):

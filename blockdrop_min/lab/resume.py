@@ -35,11 +35,11 @@ def open_folder(out, settings):
         claim(out)
         return None, None
     state, warning = read(out)
-    theirs = state["settings"]
+    theirs = asdict(Settings(**state["settings"]))
     differences = [
-        f"{flag(name)} {theirs.get(name)!r} there, {value} here"
+        f"{flag(name)} {theirs[name]!r} there, {value} here"
         for name, value in asdict(settings).items()
-        if theirs.get(name) != value and name not in MAY_CHANGE
+        if theirs[name] != value and name not in MAY_CHANGE
     ]
     if differences:
         given = f"{out} holds a run with other settings ({'; '.join(differences)})"

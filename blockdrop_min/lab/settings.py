@@ -68,11 +68,11 @@ class Settings:
     curriculum_lr: float = option(2e-3, "learning rate (Adam)", 0)
     curriculum_gamma: float = option(4.0, "penalty of a wrong prediction", 0)
     curriculum_beta: float = option(0.02, "weight of the entropy bonus (authors: 0.1)", 0)
-    fade_by: float = option(0.5, "fraction by which exploration fades; 0: never (paper)", 0, 1)
+    fade_by: float = option(0.5, "fraction, all in, by which alpha is 1, beta 0; 0: never", 0, 1)
     classify: float = option(0.3, "weight of the warm start's loss after it (paper: 0)", 0)
     alpha: float = option(0.8, "bounding: sample from alpha s + (1 - alpha)(1 - s)")
     warm_epochs: int = option(1, "first epochs, to learn to classify (paper: 0)", 0)
-    free_by: float = option(0.5, "fraction that frees all blocks; 0: one an epoch (paper)", 0, 1)
+    free_by: float = option(0.5, "fraction after it that frees all blocks; 0: one an epoch", 0, 1)
     # Stage 3
     finetune_epochs: int = option(5, "epochs of finetuning", 0)
     finetune_batch: int = option(64, "images a step", 2)

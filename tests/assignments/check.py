@@ -4,7 +4,6 @@ Exit code 0: every law that is shown holds. 1: one is broken. 3: the task is not
 else. The laws run in a process of their own with a time limit.
 """
 
-import ast
 import builtins
 import contextlib
 import json
@@ -45,7 +44,7 @@ class Reporter:
 
 
 def child(folder, wanted, profile, connection, nonce):
-    """Runs laws, or all of a file, with pytest in a folder. What it reports is JSON: not trusted."""
+    """Runs laws, or all of a file, with pytest in a folder. Its JSON is not trusted."""
 
     def send(**message):
         connection.send_bytes(json.dumps({"text": "", **message, "nonce": nonce}).encode())
@@ -161,8 +160,8 @@ def screened(task, tasks, folder):
     for file, names in by_file(task["functions"]).items():
         source = (Path(folder) / file).read_text()
         known = cut.defined(source) - set(by_file(later).get(file, []))
-        functions = [cut.find(ast.parse(source), name) for name in names]
-        for function in (*functions, *cut.helpers(source, ast.parse(""))):
+        functions = [cut.find(cut.parse(source), name) for name in names]
+        for function in (*functions, *cut.helpers(source, cut.parse(""))):
             said += [f"{file}, {line}" for line in screen.complaints(function, known)]
     return said
 

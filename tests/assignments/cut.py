@@ -6,11 +6,21 @@ in the code: what is cut is a function's body, as it is at that moment.
 
 import ast
 import re
+import threading
 
 # What a submission may import besides its module's own imports.
 IMPORTS = ("import math", "import itertools", "import functools", "import torch.nn.functional as F")
 HOLES = ("raise NotImplementedError('task ", "return (float('nan'), float('nan'))")
 LEAST = 14  # nodes of a syntax tree from which on two equal ones are no accident
+
+
+PARSING = threading.Lock()
+
+
+def parse(source):
+    """`ast.parse`, one thread at a time: CPython 3.11's is not safe among several."""
+    with PARSING:
+        return ast.parse(source)
 
 
 def find(tree, name):
@@ -44,7 +54,7 @@ def replace_bodies(source, bodies, guards=False):
 
     guards: whether refusals of arguments stay; the docstring always does.
     """
-    tree, lines = ast.parse(source), source.splitlines()
+    tree, lines = parse(source), source.splitlines()
     for name in sorted(bodies, key=lambda name: -find(tree, name).lineno):  # from the last on
         function = find(tree, name)
         count = kept_statements(function, guards)
@@ -56,7 +66,7 @@ def replace_bodies(source, bodies, guards=False):
 
 def body(source, name):
     """A function's body as text, without its docstring."""
-    function = find(ast.parse(source), name)
+    function = find(parse(source), name)
     if not isinstance(function, ast.FunctionDef):
         raise ValueError(f"the function {name} is missing")
     return "\n".join(map(ast.unparse, function.body[kept_statements(function, False) :]))
@@ -80,15 +90,15 @@ def instrument(source, names, task):
 
 def helpers(submitted, reference):
     """A submission's own helper functions: top level, new, named with one underscore."""
-    functions = [n for n in ast.parse(submitted).body if isinstance(n, ast.FunctionDef)]
+    functions = [n for n in parse(submitted).body if isinstance(n, ast.FunctionDef)]
     return [f for f in functions if re.match("_[^_]", f.name) and not find(reference, f.name)]
 
 
 def splice(reference, submitted, names):
     """The reference with the named bodies, and helpers, of another source; all else is its own."""
-    imports = [s for s in map(ast.unparse, ast.parse(submitted).body) if s in IMPORTS]
+    imports = [s for s in map(ast.unparse, parse(submitted).body) if s in IMPORTS]
     source = replace_bodies(reference, {name: body(submitted, name) for name in names})
-    new = map(ast.unparse, helpers(submitted, ast.parse(reference)))
+    new = map(ast.unparse, helpers(submitted, parse(reference)))
     return "\n".join([*imports, source, *new])
 
 
@@ -104,12 +114,12 @@ def defines(statement):
 
 def defined(source):
     """All names that a module defines at its top level."""
-    return set().union(*map(defines, ast.parse(source).body))
+    return set().union(*map(defines, parse(source).body))
 
 
 def reach(source, wanted):
     """All names that the wanted ones of a module mention, directly or not, themselves included."""
-    statements = ast.parse(source).body
+    statements = parse(source).body
     reached, new = set(), set(wanted)
     while new:
         reached |= new
@@ -122,7 +132,7 @@ def reach(source, wanted):
 def trim(source, wanted):
     """The module with those of its definitions only that the wanted ones reach."""
     reached, kept = reach(source, wanted), []
-    for statement in ast.parse(source).body:
+    for statement in parse(source).body:
         if isinstance(statement, ast.ImportFrom):
             statement.names = [a for a in statement.names if (a.asname or a.name) in reached]
             kept += [ast.unparse(statement)] if statement.names else []
@@ -134,7 +144,7 @@ def trim(source, wanted):
 
 
 def fingerprints(tree):
-    """Every statement and expression of LEAST nodes or more, all variables called alike: {it: its code}."""
+    """Every part of LEAST nodes or more, all variables called alike: {it: its code}."""
     found = {}
     for part in ast.walk(tree):
         nodes = [n for n in ast.walk(part) if not isinstance(n, ast.expr_context)]
@@ -146,10 +156,10 @@ def fingerprints(tree):
 
 def leaks(bodies, folder):
     """What a folder's files still show of the bodies that were cut: a list of "file: code"."""
-    parts = [s for text in bodies for s in ast.parse(text).body if not is_guard(s)]
+    parts = [s for text in bodies for s in parse(text).body if not is_guard(s)]
     secret = set().union(*map(fingerprints, parts))
     hits = []
     for path in sorted(folder.rglob("*.py")):
-        shown = fingerprints(ast.parse(path.read_text()))
+        shown = fingerprints(parse(path.read_text()))
         hits += [f"{path.relative_to(folder)}: {shown[part]}" for part in shown if part in secret]
     return hits

@@ -106,6 +106,8 @@ def with_laws(chosen=None):
         mine = [law for law in needs if max(needs[law]) == number]
         mine = [law for law in mine if key(law) not in TABLE["spared"]]
         mine = [law for law in mine if key(law).startswith(task.get("only", ""))]
+        others = {t["only"] for t in TABLE["task"] if "only" in t and t is not task}
+        mine = [law for law in mine if key(law).split("::")[0] not in others]
         mine += [f"tests/test_measured.py::{name}" for name in task.get("measured", [])]
         task["laws"] = [law for law in mine if key(law) not in hidden]
         task["unseen"] = [law for law in mine if key(law) in hidden]
@@ -132,7 +134,7 @@ def solve(folder, task, answers):
 
 
 def write_student(folder, tasks):
-    """The student's folder: holes, the laws that show no answer, the handout. Returns what was cut."""
+    """The student's folder: holes, laws that show no answer, the handout. Returns what was cut."""
     lay_out(folder)
     bodies = []
     for task in tasks:
@@ -147,14 +149,14 @@ def write_student(folder, tasks):
     for name in (*TABLE["laws"], "runs.py", "helpers.py"):
         path, laws = folder / "tests" / name, set(wanted.get(f"tests/{name}", []))
         path.write_text(cut.trim(path.read_text(), laws or imported))
-        statements = cut.ast.parse(path.read_text()).body
+        statements = cut.parse(path.read_text()).body
         imported |= {name for s in statements if hasattr(s, "names") for name in cut.defines(s)}
         if name in TABLE["laws"] and not laws:
             path.unlink()
     for name in ("check.py", "cut.py", "screen.py"):
         shutil.copy(HERE / name, folder)
     shutil.copy(HERE / "handout.md", folder / "README.md")
-    public = "number title points functions laws unseen look".split() + ["stands on"]
+    public = ["number", "title", "points", "functions", "laws", "unseen", "look", "stands on"]
     listed = [{name: task[name] for name in public} for task in tasks]
     (folder / "tasks.json").write_text(json.dumps(listed, indent=1))
     return bodies

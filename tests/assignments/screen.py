@@ -71,7 +71,7 @@ def complaint(node, known, is_dotted):
     is_dotted: whether an attribute of it is taken.
     """
     kind = type(node).__name__
-    if isinstance(node, ast.stmt) and kind not in STATEMENTS.split() or "Yield" in kind:
+    if (isinstance(node, ast.stmt) and kind not in STATEMENTS.split()) or "Yield" in kind:
         return f"{kind} is not needed here, and not allowed"
     if getattr(node, "decorator_list", None):
         return "a decorator is not allowed"

@@ -60,7 +60,7 @@ def sum_over_policies(s, reward_of, expected):
     return torch.autograd.grad(total, s)[0]
 
 
-# ------------------------------------------------------------------------------------- why the advantage is detached
+# -------------------------------------------------------------------- why the advantage is detached
 @given(probabilities(max_blocks=4), seeds)
 def test_the_expected_gradient_is_that_of_the_expected_reward_written_out(s, seed):
     reward_of, expected = world(s, seed)
@@ -121,7 +121,7 @@ def test_the_factor_is_what_enumeration_gives(s, seed):
     assert_same(attached_factor(s), measured_factor(s, seed), 1e-6)
 
 
-# --------------------------------------------------------------------------------------------------- the silent shape
+# --------------------------------------------------------------------------------- the silent shape
 def test_the_silent_loss_of_two_images_by_hand():
     found = broadcast_loss(torch.tensor([-1.0, -2.0]), torch.tensor([3.0, 5.0]))
     assert found.shape == ()
@@ -203,7 +203,7 @@ def test_the_test_calls_the_loss_not_too_often():
     assert 0 < len(calls) <= 20
 
 
-# ------------------------------------------------------------------------------------------------ the price of a block
+# ----------------------------------------------------------------------------- the price of a block
 def expected_reward(right, keep, num_blocks, gamma):
     """By the method's own reward, of an image that is right with this probability."""
     u = (torch.arange(num_blocks) < keep).double().expand(2, -1)

@@ -1,6 +1,6 @@
-"""The classroom is tried out: with right and wrong solutions, trivial and hostile ones, and a whole submission.
+"""The classroom, tried out with right, wrong, trivial and hostile solutions.
 
-`python -m pytest tests/assignments`. A wrong solution is run against the law that is named beside it; with
+`python -m pytest tests/assignments`. A wrong solution meets the law named beside it; with
 ALL_LAWS=1 in the environment against all of its task, as README.md reports.
 """
 
@@ -102,7 +102,7 @@ def grades(tasks, reference, tmp_path_factory, request):
 def first_argument(reference, task, function):
     """The name of a function's first argument but `self`."""
     file = next(f.split("::")[0] for f in task["functions"] if f.split("::")[1] == function)
-    tree = cut.ast.parse((reference / file).read_text())
+    tree = cut.parse((reference / file).read_text())
     names = [argument.arg for argument in cut.find(tree, function).args.args]
     return names[1] if names[0] == "self" and len(names) > 1 else names[0]
 
@@ -120,6 +120,11 @@ def summary(grades, tasks):
     return f"{line}, {len(passed)} pass the student's own check: {'; '.join(passed)}"
 
 
+def some(cases):
+    """All cases; in CI, which has a quarter of an hour for everything, every fourth."""
+    return list(cases)[:: 4 if "CI" in os.environ else 1]
+
+
 ANSWERS = ("return None", "return {first}", "return torch.zeros(2, 3)", "return 1")
 TRIVIAL = {
     f"{function}: {answer}": (number, function, answer)
@@ -129,8 +134,8 @@ TRIVIAL = {
 }
 
 
-# ------------------------------------------------------------------------------- solutions of single tasks
-@pytest.mark.parametrize("name", WRONG)
+# ------------------------------------------------------------------------ solutions of single tasks
+@pytest.mark.parametrize("name", some(WRONG))
 def test_a_wrong_solution_breaks_the_law_that_is_named(name, grades, tasks):
     solution, _, _, law = WRONG[name]
     assert named(tasks[solution["task"] - 1], law), f"{law} is no law of task {solution['task']}"
@@ -149,7 +154,7 @@ def test_at_least_90_percent_of_the_wrong_solutions_break_a_law_that_is_shown(ta
     assert shown >= 0.9 * len(WRONG)
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", some(RIGHT))
 def test_a_right_solution_has_all_points(name, grades):
     graded = grades["right " + name]
     assert graded["score"] == graded["max_score"], graded["output"]
@@ -162,12 +167,12 @@ def test_there_are_as_many_solutions_as_were_promised(tasks):
         assert right.count(task["number"]) >= 2, task["title"]
 
 
-@pytest.mark.parametrize("name", TRIVIAL)
+@pytest.mark.parametrize("name", some(TRIVIAL))
 def test_a_trivial_answer_has_no_points(name, grades):
     assert grades[name]["score"] == 0, grades[name]["output"]
 
 
-# ---------------------------------------------------------------------------------------- what is hostile
+# ---------------------------------------------------------------------------------- what is hostile
 REWARD = "reward"
 HOSTILE = {
     "ends the process": (7, REWARD, "raise SystemExit(0)"),
@@ -207,14 +212,14 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", some(HOSTILE))
 def test_a_hostile_function_has_no_points(name, grades):
     graded = grades[name]
     assert graded["score"] == 0, graded["output"]
     json.dumps(graded)
 
 
-# --------------------------------------------------------------------------------------- whole submissions
+# -------------------------------------------------------------------------------- whole submissions
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "out"
@@ -230,7 +235,7 @@ def test_the_skeleton_has_no_points_and_valid_json(folders, tmp_path):
 
 
 def test_a_mistake_costs_its_own_task_alone(tasks, reference, folders, tmp_path):
-    """Every second task wrong, or hostile, with edited tests beside: the others keep their points."""
+    """Every second task wrong or hostile, and edited tests: the others keep their points."""
     folder = tmp_path / "submission"
     shutil.copytree(folders / "student", folder)
     for task in tasks:
@@ -259,7 +264,7 @@ def test_a_law_that_does_not_run_is_not_passed(tasks, reference):
     assert graded["extra_data"]["broken"] == laws[-1:]
 
 
-# ------------------------------------------------------------------------------------- the student's folder
+# ----------------------------------------------------------------------------- the student's folder
 def test_check_tells_open_broken_waiting_and_right_apart(folders, reference, tasks, tmp_path):
     folder = tmp_path / "work"
     shutil.copytree(folders / "student", folder)

@@ -362,6 +362,13 @@ def test_a_field_of_another_type_or_range_is_refused(tmp_path, name, place):
     assert any(text in message for text in (name, "not a checkpoint", "cannot be read"))
 
 
+def test_a_setting_that_came_later_has_its_default(tmp_path):
+    state = {"format": checkpoint.FORMAT, **OURS}
+    state["settings"] = without(OURS["settings"], "classify")
+    torch.save(state, tmp_path / NAME)
+    assert read(tmp_path)[1] is None
+
+
 @pytest.mark.parametrize("name", [*OURS, "format"])
 def test_a_field_that_is_missing_is_named(tmp_path, name):
     state = {"format": checkpoint.FORMAT, **OURS}
@@ -391,7 +398,6 @@ WRONG = {
     "a bool for a number": with_setting(seed=True),
     "an alpha that is no number": with_setting(alpha=float("nan")),
     "a setting out of its range": with_setting(policy_width=10**6),
-    "a setting of ours that is missing": {"settings": without(OURS["settings"], "depth")},
     "a setting of others": with_setting(flavour=3),
     "a policy of other blocks": with_setting(policy="1" * 10_000),
     "no classes": {"classes": ()},

@@ -430,13 +430,13 @@ def test_policies_that_only_suit_their_own_image_lose_all_that_others_lose():
     # An image is right under its own policy only: under each other one the prediction is wrong.
     model = pair(segments=(2, 2, 2))
     data = small_data(40)
-    u = every_policy(6)[:40].float()
-    ours = run_policy(model, data.test, 9, u)
+    own = every_policy(6)[:40].float()
+    ours = run_policy(model, data.test, 9, own)
     ours.correct = torch.ones(40, dtype=torch.bool)
     with pytest.MonkeyPatch.context() as patch:
 
-        def run(model, part, crop, given, workers):
-            return type("Planted", (), {"correct": (given == u).all(1)})
+        def run(model, part, crop, u, workers):
+            return type("Planted", (), {"correct": (u == own).all(1)})
 
         patch.setattr(evaluation, "run_policy", run)
         loss, error = dealt_loss(model, data, ours)
