@@ -409,7 +409,7 @@ FAULTS = {  # what is wrong -> (function, its text, the wrong text, a law that m
     ),
     "images of an epoch are counted on the CPU": (
         train.image_sums,
-        'torch.ones_like(images["correct"]).sum()',
+        'torch.ones_like(logged["correct"]).sum()',
         "torch.tensor(count)",
         law_loop,
     ),
