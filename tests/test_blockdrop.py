@@ -114,6 +114,12 @@ def test_integers_of_any_width_are_bytes(dtype):
     assert_equal(model(x.to(dtype)), model(x))
 
 
+def test_images_of_another_precision_are_those_of_the_network():
+    model = pair().float()
+    x = pictures(3)  # float64, as NumPy makes them
+    assert_equal(model(x), model(x.float()))
+
+
 def test_an_array_is_as_good_as_a_tensor():
     x = pictures(2)
     assert_equal(pair()(x.numpy()), pair()(x))

@@ -3,7 +3,11 @@
 import errno
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +97,29 @@ def test_a_signal_while_the_last_epoch_is_validated_stops_the_run(tmp_path, monk
     assert short_run(tmp_path) == 143
     assert "to go on" in capsys.readouterr().out.splitlines()[-1]
     assert rows(tmp_path)[-1]["stage"] == "finetune"
+
+
+def test_a_signal_while_an_epoch_is_validated_lets_no_further_step_be_taken(tmp_path, monkeypatch):
+    finish = train.finish_epoch
+
+    def with_signal(model, data, state, settings, stage):
+        kill(signal.SIGTERM)()
+        return finish(model, data, state, settings, stage)
+
+    monkeypatch.setattr(train, "finish_epoch", with_signal)
+    assert short_run(tmp_path) == 143
+    state = read(tmp_path)[0]
+    assert (state["epoch"], state["step"]) == (1, 0)
+
+
+def test_ctrl_c_while_importing_is_one_line(tmp_path):
+    command = [sys.executable, "train.py", "--out", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=Path(train.__file__).parent, **pipes) as running:
+        time.sleep(1)  # imports take longer
+        running.send_signal(signal.SIGINT)
+        _, error = running.communicate(timeout=60)
+    assert (running.returncode, error) == (130, "train.py: stopped; what was saved stays\n")
 
 
 # ---------------------------------------------------------------------------------------- going on
