@@ -114,9 +114,7 @@ def force_on(u, free):
     Returns [B, K].
     Raises ValueError on another mask.
     """
-    if free is None:
-        return u
-    if free.shape != u.shape[1:] or free.dtype != torch.bool:
+    if free is not None and (free.shape != u.shape[1:] or free.dtype != torch.bool):
         given = f"{free.dtype} {list(free.shape)}"
         raise ValueError(f"free is {given}; it must be bool [{u.shape[-1]}]")
-    return torch.where(free.to(u.device), u, torch.ones_like(u))
+    return u if free is None else torch.where(free.to(u.device), u, torch.ones_like(u))

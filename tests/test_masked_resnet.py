@@ -112,6 +112,13 @@ def test_the_cifar_shortcut_of_an_odd_side_averages_the_pixels_there_are():
     assert PoolAndPad(2, 0)(x).flatten().tolist() == [2.0, 5.0]
 
 
+@pytest.mark.parametrize(("dtype", "device"), [("bfloat16", "cpu"), ("float32", "meta")])
+def test_the_cifar_shortcut_keeps_to_its_inputs_dtype_and_device(dtype, device):
+    x = torch.ones(1, 2, 4, 4, dtype=getattr(torch, dtype), device=device)
+    found = PoolAndPad(2, 3)(x)
+    assert (found.shape, found.dtype, found.device) == ((1, 5, 2, 2), x.dtype, x.device)
+
+
 @pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 56, 110])
 def test_a_cifar_resnet_of_6n_plus_2_layers_has_3n_blocks(depth):
     with torch.device("meta"):

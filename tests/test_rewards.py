@@ -106,6 +106,12 @@ def test_a_policy_may_have_any_dtype(dtype, size, seed):
     assert_same(reward(u.to(dtype), correct, 3).double(), reward(u, correct, 3), 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.float64])
+def test_rewards_have_the_dtype_of_a_policy_of_floats_and_are_float32_for_others(dtype):
+    R = reward(torch.ones(2, 3).to(dtype), torch.tensor([True, False]), 3)
+    assert R.dtype == (dtype if dtype.is_floating_point else torch.float32)
+
+
 @given(probabilities(), alphas, seeds)
 def test_the_rewards_of_the_sampled_and_of_the_greedy_policy_have_no_gradient(s, alpha, seed):
     s.requires_grad_()

@@ -3,14 +3,7 @@
 import argparse
 import sys
 
-from grading import grade_all
-from making import make
-
-
-def numbers(text):
-    """The numbers of "8", "1-11" or "1,4-6"."""
-    ends = [list(map(int, part.split("-"))) for part in text.split(",")]
-    return {number for end in ends for number in range(end[0], end[-1] + 1)}
+from classroom import grade, make
 
 
 def main():
@@ -23,13 +16,13 @@ def main():
     graded.add_argument("--json", metavar="FILE", help="write Gradescope's results.json")
     graded.add_argument("--secret", type=int, default=0, help="seed of the examples, one a term")
     for command in (made, graded):
-        command.add_argument("--tasks", type=numbers, metavar="1-12", help="these tasks only")
+        command.add_argument("--tasks", type=int, nargs="+", default=(), help="these only")
     asked = parser.parse_args()
     try:
         if asked.command == "make":
             make(asked.out, asked.tasks)
         else:
-            grade_all(asked.submissions, asked.tasks, asked.secret, asked.json)
+            grade(asked.submissions, asked.tasks, asked.secret, asked.json)
     except ValueError as problem:
         print(f"tests/assignments: {problem}", file=sys.stderr)
         return 2

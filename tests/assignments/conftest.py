@@ -1,3 +1,0 @@
-"""What is a law of students' measurements only is no test of the project."""
-
-collect_ignore = ["test_measured.py"]
