@@ -77,7 +77,7 @@ def run_laws(folder, wanted, options=("--hypothesis-profile=quick",)):
     process.start()
     theirs.close()
     results, problem = {}, f"ended early: by a crash, or over {SECONDS} s of computing"
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, OSError):
         if ours.poll(4 * SECONDS):  # the limit bounds its computing; this, its waiting
             results, problem = json.loads(ours.recv_bytes()), ""
     process.kill()
@@ -97,26 +97,17 @@ def hint(task, law):
     return next((text for word, text in task["look"].items() if word in law), "the law itself")
 
 
-def functions(task, folder):
-    """The functions of a task in a folder: (file, syntax tree) of each."""
+def refusal(task, folder):
+    """Why a task is not tried: "not begun", or lines of what is not allowed in it; "" if it is."""
+    found, said = [], []
     for file, names in task["functions"].items():
         tree = cut.parse((Path(folder) / file).read_text())
-        yield from ((file, cut.find(tree, name)) for name in names)
-
-
-def is_begun(task, folder):
-    """Whether a task has no functions, or one that is a hole no more."""
-    hole = ast.unparse(cut.parse(task["hole"]))
-    bodies = [ast.unparse(function) for _, function in functions(task, folder)]
-    return not bodies or not all(hole in body for body in bodies)
-
-
-def screened(task, folder):
-    """What the screen says about a task's functions: a list of lines."""
-    said = (
-        (file, screen.complaints(f, task["names"][file])) for file, f in functions(task, folder)
-    )
-    return [f"{file}, {line}" for file, lines in said for line in lines]
+        for function in (cut.find(tree, name) for name in names):
+            found.append(ast.unparse(function))
+            said += [f"{file}, {line}" for line in screen.complaints(function)]
+    if found and all(ast.unparse(cut.parse(task["hole"])) in body for body in found):
+        return "not begun"
+    return "\n".join(said)
 
 
 def report(task, law, result):
@@ -138,13 +129,14 @@ def main(arguments):
         raise ValueError(f"{given} is no task; give one of {', '.join(tasks)}")
     task = tasks[arguments[0]]
     print(f"{task['number']}. {task['title']}")
-    if not is_begun(task, HERE):
-        print("   not begun:", *(name for names in task["functions"].values() for name in names))
-        return 3
-    said = screened(task, HERE)
-    if said:
-        print(*(f"   ! {line}" for line in said), sep="\n")
-        return 1
+    refused = refusal(task, HERE)
+    if refused:
+        print(refused)
+        return 3 if refused == "not begun" else 1
+    for file, size in task["sizes"].items():
+        if len(cut.parse((HERE / file).read_text()).body) != size:
+            print(f"only the bodies of functions count: take back what you added to {file}")
+            return 1
     results, problem = run_laws(HERE, task["laws"])
     broken = {law: result for law, result in results.items() if result["outcome"] != "passed"}
     for law in broken if not problem else ():

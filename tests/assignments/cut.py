@@ -62,18 +62,6 @@ def body(source, name):
     return "\n".join(map(ast.unparse, function.body[kept_statements(function, False) :]))
 
 
-def names(source):
-    """What a module defines at its top, or has from the project; not the modules it imports."""
-    found = set()
-    for node in parse(source).body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {alias.asname or alias.name for alias in node.names}
-        found |= {
-            getattr(n, "name", getattr(n, "id", "")) for n in [node, *getattr(node, "targets", [])]
-        }
-    return sorted(found - {""})
-
-
 def fingerprints(tree):
     """Every part of LEAST nodes or more, all variables called alike: {it: its code}."""
     found = {}

@@ -172,7 +172,7 @@ def test_the_screen_lets_nobody_go_from_torch_to_a_module_of_pythons():
 
 def refused(attribute):
     tree = cut.parse(f"def f(x):\n    return x.{attribute}")
-    return screen.complaints(cut.find(tree, "f"), [])
+    return screen.complaints(cut.find(tree, "f"))
 
 
 # -------------------------------------------------------------------------------- whole submissions
@@ -233,6 +233,11 @@ def test_check_tells_open_broken_waiting_and_right_apart(folders, reference, tas
     code, said = check(2)
     assert code == 1 and "masked_resnet.py, line" in said and "`import os` is not needed" in said
     assert check(99)[0] == 2
+    shutil.copy(reference / "blockdrop_min" / "masked_resnet.py", folder / "blockdrop_min")
+    with open(folder / "blockdrop_min" / "masked_resnet.py", "a") as file:
+        file.write("\n\ndef helper(x):\n    return x\n")
+    code, said = check(2)
+    assert code == 1 and "take back what you added to blockdrop_min/masked_resnet.py" in said
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):
