@@ -220,6 +220,8 @@ def grade(submissions, tasks=(), secret=0, json_file=None):
     """
     tasks = with_laws(tasks)
     for submission in submissions:
+        if not Path(submission).is_dir():
+            raise ValueError(f"{submission} is not a folder; name a student's folder")
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(2) as pool:
             reference = lay_out(Path(temporary))

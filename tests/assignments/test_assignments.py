@@ -244,3 +244,10 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "file").touch()
     code, said = classroom.python(HERE.parent, HERE, "make", tmp_path)
     assert code == 2 and said == f"tests/assignments: {tmp_path} is not empty; name a new folder\n"
+
+
+def test_a_submission_that_is_not_there_is_refused(folders, tmp_path):
+    tool = folders / "grader" / "tests" / "assignments"
+    code, said = classroom.python(tmp_path, tool, "grade", "nowhere")
+    said_so = "tests/assignments: nowhere is not a folder; name a student's folder\n"
+    assert (code, said) == (2, said_so)
