@@ -15,7 +15,8 @@ from .rewards import correct_under, reward
 def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0):
     """The policy gradient, and the cross-entropy of the sampled pass. Both networks learn.
 
-    The greedy pass is in eval mode and leaves no trace; the sampled one is in training mode.
+    The greedy pass comes first, in eval mode, and leaves no trace; the sampled one is in training
+    mode, where it moves BatchNorm's statistics.
 
     x: [B, 3, H, W], prepared images.
     y: [B], labels.

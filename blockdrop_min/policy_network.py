@@ -19,7 +19,7 @@ class PolicyNet(nn.Module):
     num_blocks: K.
     family: "cifar" or "imagenet", as of a ResNet.
     width: channels of the first segment.
-    half_size: pool the image to half its size first.
+    half_size: average-pool the image to half its size first.
     num_classes: give it a classifier on the same features, for the warm start (curriculum.py).
     """
 
@@ -60,7 +60,7 @@ def policy_net(num_blocks, family="cifar", width=None, half_size=None, num_class
     num_blocks: K, at least 1.
     family: "cifar": a ResNet-8, one basic block a segment. "imagenet": a ResNet-10.
     width: channels of the first segment; None: 16 (cifar) or 64 (imagenet).
-    half_size: pool the image to half its size first; None: only for imagenet.
+    half_size: average-pool the image to half its size first; None: only for imagenet.
     num_classes: of a classifier for the warm start; None: no classifier.
     Raises ValueError on another family, and if num_blocks or width is below 1.
     """

@@ -13,7 +13,7 @@ def reward(u, correct, gamma):
     u: [B, K] of 0/1.
     correct: [B] bool, whether the prediction under u is right.
     gamma: the penalty, a magnitude >= 0.
-    Returns R: [B], each in [0, 1] or equal to -gamma.
+    Returns R: [B], each in [0, 1] or equal to -gamma; in u's dtype, float32 if u has no floats.
     Raises ValueError if gamma < 0 or the shapes disagree.
     """
     if not 0 <= gamma < float("inf"):

@@ -183,6 +183,8 @@ def test_half_the_image_in_is_the_whole_of_a_smaller_one():
     small = images(2, 6, 4)
     large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert_same(halves(large), whole(small))
+    checks = torch.tensor([[3.0, -1.0], [-4.0, 2.0]]).repeat(6, 4)  # each 2 x 2 sums to 0
+    assert_same(halves(large + checks), whole(small))
 
 
 def test_the_classifier_is_a_linear_layer_on_the_features_and_has_no_part_in_the_policy():

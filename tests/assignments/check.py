@@ -1,7 +1,7 @@
 """python check.py N checks task N in this folder, offline. Each law is a test in tests/.
 
-Exit code 0: every law that is shown holds. 1: one is broken. 3: the task is not begun. 2: anything
-else. The laws run in a process of their own with limits.
+Exit code 0: every law that is shown holds. 1: one is broken, or something is not allowed. 3: the
+task is not begun. 2: anything else. The laws run in a process of their own with limits.
 """
 
 import ast
@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import cut
@@ -76,7 +75,7 @@ def run_laws(folder, wanted, options=("--hypothesis-profile=quick",)):
     process = context.Process(target=child, args=(str(folder), list(wanted), options, theirs))
     process.start()
     theirs.close()
-    results, problem = {}, f"ended early: by a crash, or over {SECONDS} s of computing"
+    results, problem = {}, f"ended early: a crash, or an endless loop (over {SECONDS} s)"
     with contextlib.suppress(EOFError, OSError):
         if ours.poll(4 * SECONDS):  # the limit bounds its computing; this, its waiting
             results, problem = json.loads(ours.recv_bytes()), ""
@@ -94,55 +93,73 @@ def sentence(law):
 
 def hint(task, law):
     """What to look at when a law breaks: the first entry whose word is in its name."""
-    return next((text for word, text in task["look"].items() if word in law), "the law itself")
+    return next(text for word, text in task["look"].items() if word in law)
 
 
-def refusal(task, folder):
-    """Why a task is not tried: "not begun", or lines of what is not allowed in it; "" if it is."""
-    found, said = [], []
+def open_functions(task, folder):
+    """The names of a task's functions that are still holes."""
+    hole = ast.unparse(cut.parse(task["hole"]))
+    sources = {file: (Path(folder) / file).read_text() for file in task["functions"]}
+    names = [(file, name) for file, names in task["functions"].items() for name in names]
+    return [name for file, name in names if hole in cut.body(sources[file], name)]
+
+
+def complaints(task, folder):
+    """What is not allowed in a task's functions: a list of lines."""
+    said = []
     for file, names in task["functions"].items():
         tree = cut.parse((Path(folder) / file).read_text())
-        for function in (cut.find(tree, name) for name in names):
-            found.append(ast.unparse(function))
-            said += [f"{file}, {line}" for line in screen.complaints(function)]
-    if found and all(ast.unparse(cut.parse(task["hole"])) in body for body in found):
-        return "not begun"
-    return "\n".join(said)
+        lines = [line for name in names for line in screen.complaints(cut.find(tree, name))]
+        said += [f"not allowed: {file}, {line}" for line in lines]
+    return said
+
+
+def changes(around):
+    """What was changed here outside the bodies that are asked for: a list of lines."""
+    said = []
+    for file, (names, fingerprint) in around.items():
+        source = (HERE / file).read_text()
+        cut.parse(source, file)  # a syntax error is told with the file's name
+        if cut.rest(source, names) != fingerprint:
+            said.append(f"{file}: only bodies count; take back what you changed outside of them")
+    return said
 
 
 def report(task, law, result):
-    """Prints a law that does not hold: it is broken, or waits for an earlier task."""
-    missing = re.search(r"NotImplementedError: task (\d+)", result["text"])
-    if missing and int(missing[1]) != task["number"]:
-        print(f"   . {sentence(law)}\n       waits for task {missing[1]}")
+    """Prints a law that does not hold: it is broken, or waits for a function that is open."""
+    waits = re.search(r"NotImplementedError: (task \d+)", result["text"])
+    if waits:
+        print(f"   . {sentence(law)}\n       waits for {waits[1]}")
         return
     print(f"   x {sentence(law)}\n       look at: {hint(task, law)}\n       {law.split('::')[0]}")
-    errors = re.findall(r"^E +(.*\S)", result["text"], re.MULTILINE)
-    print("\n".join(f"         {line}" for line in errors[:8] or [result["outcome"]]))
+    where = re.findall(r"^((?:blockdrop_min|answers)\S+:\d+): ", result["text"], re.MULTILINE)
+    errors = re.findall(r"^E +(.*\S)", result["text"], re.MULTILINE)[:8]
+    for line in (*where[-1:], *(errors or [result["outcome"]])):
+        print(f"         {line[:110]}")
 
 
 def main(arguments):
-    start = time.monotonic()
-    tasks = {str(task["number"]): task for task in json.loads((HERE / "tasks.json").read_text())}
+    table = json.loads((HERE / "tasks.json").read_text())
+    tasks = {str(task["number"]): task for task in table["tasks"]}
     if len(arguments) != 1 or arguments[0] not in tasks:
-        given = " ".join(arguments) or "nothing"
-        raise ValueError(f"{given} is no task; give one of {', '.join(tasks)}")
+        raise ValueError(f"give the number of one task: {', '.join(tasks)}")
     task = tasks[arguments[0]]
     print(f"{task['number']}. {task['title']}")
-    refused = refusal(task, HERE)
+    left = open_functions(task, HERE)
+    if left:
+        print("   not written yet:", ", ".join(left))
+    if left and len(left) == sum(map(len, task["functions"].values())):
+        return 3
+    refused = complaints(task, HERE) + changes(table["around"])
     if refused:
-        print(refused)
-        return 3 if refused == "not begun" else 1
-    for file, size in task["sizes"].items():
-        if len(cut.parse((HERE / file).read_text()).body) != size:
-            print(f"only the bodies of functions count: take back what you added to {file}")
-            return 1
+        print(*(f"   ! {line}" for line in refused), sep="\n")
+        return 1
     results, problem = run_laws(HERE, task["laws"])
-    broken = {law: result for law, result in results.items() if result["outcome"] != "passed"}
-    for law in broken if not problem else ():
-        report(task, law, broken[law])
-    held = f"{len(results) - len(broken)} of {len(results)} laws hold"
-    print(f"   {held}     {time.monotonic() - start:.1f} s     {problem}")
+    broken = [law for law in results if results[law]["outcome"] != "passed"]
+    shown = {law.split("[")[0]: law for law in reversed(broken) if not problem}
+    for law in reversed(shown.values()):  # one case of each
+        report(task, law, results[law])
+    print(f"   {len(results) - len(broken)} of {len(results)} laws hold   {problem}")
     if task["unseen"]:
         print(f"   graded, too, but not shown: {'; '.join(map(sentence, task['unseen'][:2]))}; ...")
     return int(bool(broken or problem))
@@ -151,6 +168,6 @@ def main(arguments):
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (ValueError, OSError, SyntaxError) as problem:
+    except (ValueError, OSError, SyntaxError, MemoryError, RecursionError) as problem:
         print(f"check.py: {problem}", file=sys.stderr)
         sys.exit(2)

@@ -1,17 +1,17 @@
 """Makes the students' and the instructor's folders out of the code as it is; grades submissions."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
 import cut
-from check import hint, refusal, run_laws, sentence
+from check import complaints, hint, open_functions, run_laws, sentence
 
 try:
     import tomllib
@@ -20,7 +20,8 @@ except ModuleNotFoundError:  # Python 3.10
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-KNOWN = HERE / "laws.json"  # in an instructor's folder: what `needs_of_laws` found
+KNOWN = HERE / "made.json"  # in an instructor's folder: the tasks, and what `needs_of_laws` found
+MADE = json.loads(KNOWN.read_text()) if KNOWN.exists() else {}
 TABLE = tomllib.loads((HERE / "tasks.toml").read_text())
 TASKS = TABLE["task"]
 IGNORED = shutil.ignore_patterns("__pycache__", ".*", "runs", "data")
@@ -61,8 +62,8 @@ def needs_of_laws():
 
     Runs all laws once on the reference. Raises ValueError if one does not hold there.
     """
-    if KNOWN.exists():
-        return json.loads(KNOWN.read_text())
+    if MADE:
+        return MADE["needs"]
     needs = {}
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(2) as pool:
         folder = lay_out(Path(temporary))
@@ -83,42 +84,46 @@ def with_laws(chosen=()):
 
     A law belongs to the last task that it needs.
 
-    chosen: numbers of tasks; none: all.
-    Raises ValueError if a task has no essential law, or one that is not its.
+    chosen: numbers of tasks; none: those that `make` was told, or all.
+    Raises ValueError if there is no such task, or if an essential law is not one that is shown.
     """
     needs, tasks = needs_of_laws(), []
     for number, task in enumerate(TASKS, 1):
         mine = [law for law in needs if max(needs[law]) == number]
         mine = [law for law in mine if law.split("::")[0] in task["laws"]]
         mine = [law for law in mine if key(law) not in TABLE["spared"]] + task.get("measured", [])
-        if not task["essential"] or not set(task["essential"]) <= set(map(key, mine)):
-            raise ValueError(f"task {number} lacks laws: {task['essential']}, of {mine}")
         said = f'raise NotImplementedError("task {number}: {task["title"]}")'
-        sources = {file: ROOT / TABLE["files"].get(file, file) for file in task["functions"]}
         given = {
             "number": number,
             "hole": task.get("hole", said),
-            "sizes": {file: len(cut.parse(sources[file].read_text()).body) for file in sources},
             "laws": [law for law in mine if 0 not in needs.get(law, [])],
             "unseen": [law for law in mine if 0 in needs.get(law, [])],
         }
+        if not task["essential"] or not set(task["essential"]) <= set(map(key, given["laws"])):
+            raise ValueError(f"task {number} lacks {task['essential']} in {given['laws']}")
         tasks.append(task | given)
-    return [task for task in tasks if not chosen or task["number"] in chosen]
+    chosen = chosen or MADE.get("tasks", range(1, len(tasks) + 1))
+    if not set(chosen) <= set(range(1, len(tasks) + 1)):
+        raise ValueError(f"there are tasks 1 to {len(tasks)}; {list(chosen)} was given")
+    return [task for task in tasks if task["number"] in chosen]
 
 
 # --------------------------------------------------------------------------------------------- make
 def write_student(folder, tasks):
     """The student's folder: with holes, and without what is hidden. Returns what was cut."""
     lay_out(folder)
-    bodies = []
-    for task in [*tasks, TABLE["hidden"]]:
+    bodies, opened = [], {}
+    for task in tasks:
         for file, names in task["functions"].items():
             bodies += [cut.body((folder / file).read_text(), name) for name in names]
+            opened[file] = opened.get(file, []) + names
+    for task in [*tasks, TABLE["hidden"]]:
         edit(folder, task, lambda *_, hole=task["hole"]: hole, task.get("guards", True))
     for law in {law.split("[")[0] for law, needs in needs_of_laws().items() if 0 in needs}:
         file, name = law.split("::")
         edit(folder, {"functions": {file: [name]}}, lambda *_: TABLE["hidden"]["hole"])
-    (folder / "tasks.json").write_text(json.dumps(tasks, indent=1))
+    around = {f: (names, cut.rest((folder / f).read_text(), names)) for f, names in opened.items()}
+    (folder / "tasks.json").write_text(json.dumps({"tasks": tasks, "around": around}, indent=1))
     return bodies
 
 
@@ -153,36 +158,24 @@ def prove(student, tasks, bodies, say):
 
 def make(out, tasks=(), say=print):
     """Writes out/student and out/grader. Raises ValueError if something is not right."""
-    out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; name a new folder")
+    out = Path(out).resolve()
+    if ROOT in (out, *out.parents) or (out.exists() and any(out.iterdir())):
+        raise ValueError(f"{out} is not empty, or in the project; name a new folder outside of it")
     tasks = with_laws(tasks)
     prove(out / "student", tasks, write_student(out / "student", tasks), say)
     grader = shutil.copytree(ROOT, out / "grader", ignore=IGNORED)
     shutil.copytree(HERE / "gradescope", grader, dirs_exist_ok=True)
-    (grader / HERE.relative_to(ROOT) / KNOWN.name).write_text(json.dumps(needs_of_laws()))
+    made = {"tasks": [task["number"] for task in tasks], "needs": needs_of_laws()}
+    (grader / KNOWN.relative_to(ROOT)).write_text(json.dumps(made))
     say(f"done: {out}/student and {grader}")
 
 
 # -------------------------------------------------------------------------------------------- grade
-def put(folder, submission, task):
-    """Puts one task's functions and runs of a submission into a fresh reference.
-
-    What later tasks ask for is open there. Raises ValueError if something is missing or refused.
-    """
-    refused = refusal(task, submission)
-    if refused:
-        raise ValueError(refused)
-    solve(folder, task, submission)
-    for later in TASKS[task["number"] :]:
-        edit(folder, later, lambda *_: "raise NotImplementedError")
-    if "measured" in task:
-        shutil.copytree(submission / "runs", folder / "runs")
-
-
 def grade_task(reference, submission, task, secret=0, laws=None):
-    """The result of one task, as Gradescope's dict.
+    """The result of one task in a fresh reference, in which later tasks are open.
 
+    Only the bodies of the task's functions, and runs/, are taken from the submission. Returns
+    Gradescope's dict.
     Its share of the points: 0 without the essential laws, 0.4 with them, 0.7 with all that are
     shown, 1 with all.
 
@@ -190,13 +183,23 @@ def grade_task(reference, submission, task, secret=0, laws=None):
     laws: only these; None: all of the task.
     """
     laws = [*task["laws"], *task["unseen"]] if laws is None else laws
-    options = ("--hypothesis-profile=default", f"--hypothesis-seed={secret}")
+    names = [name for names in task["functions"].values() for name in names]
+    options = ("--hypothesis-profile=graded", f"--hypothesis-seed={secret}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = shutil.copytree(reference, Path(temporary) / "reference")
         try:
-            put(folder, Path(submission), task)
+            if names and open_functions(task, submission) == names:
+                raise ValueError("not begun")
+            refused = complaints(task, submission)
+            if refused:
+                raise ValueError("\n".join(refused))
+            solve(folder, task, submission)
+            for later in TASKS[task["number"] :]:
+                edit(folder, later, lambda *_: "raise NotImplementedError")
+            if "measured" in task:
+                shutil.copytree(submission / "runs", folder / "runs", symlinks=True)
             results, problem = run_laws(folder, laws, options)
-        except (ValueError, OSError, SyntaxError, RecursionError) as refused:
+        except (ValueError, OSError, SyntaxError, MemoryError, RecursionError) as refused:
             results, problem = {}, str(refused) or type(refused).__name__
     broken = [law for law in laws if results.get(law, {}).get("outcome") != "passed"]
     lost = problem or set(map(key, broken)) & set(task["essential"])
@@ -219,10 +222,12 @@ def grade(submissions, tasks=(), secret=0, json_file=None):
     json_file: where it is written; None: nowhere.
     """
     tasks = with_laws(tasks)
+    submissions = [Path(submission).resolve() for submission in submissions]
+    json_file = json_file and Path(json_file).resolve()
+    os.chdir(HERE)  # processes may import what lies in the working directory
     for submission in submissions:
-        if not Path(submission).is_dir():
+        if not submission.is_dir():
             raise ValueError(f"{submission} is not a folder; name a student's folder")
-        start = time.monotonic()
         with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(2) as pool:
             reference = lay_out(Path(temporary))
             graded = [pool.submit(grade_task, reference, submission, t, secret) for t in tasks]
@@ -232,8 +237,6 @@ def grade(submissions, tasks=(), secret=0, json_file=None):
             first = test["output"].splitlines()[0]
             print(f"{test['number']:>2}. {test['name']:40} {points:>10}   {first}")
         score, most = (sum(test[which] for test in tests) for which in ("score", "max_score"))
-        seconds = round(time.monotonic() - start, 1)
-        print(f"{submission}: {score:g} of {most}, {seconds} s")
+        print(f"{submission}: {score:g} of {most}")
         if json_file:
-            results = {"execution_time": seconds, "tests": tests}
-            Path(json_file).write_text(json.dumps(results, indent=1))
+            json_file.write_text(json.dumps({"tests": tests}, indent=1))

@@ -5,6 +5,7 @@ in the code: what is cut is a function's body, as it is at that moment.
 """
 
 import ast
+import hashlib
 import re
 import threading
 
@@ -12,15 +13,16 @@ LEAST = 14  # nodes of a syntax tree from which on two equal ones are no acciden
 PARSING = threading.Lock()  # CPython 3.11's parser is not safe among threads
 
 
-def parse(source):
+def parse(source, name="<text>"):
     with PARSING:
-        return ast.parse(source)
+        return ast.parse(source, name)
 
 
 def find(tree, name):
     """The function of this name in a module's tree. Raises ValueError if there is none."""
-    for part in name.split("."):
-        tree = next((node for node in tree.body if getattr(node, "name", "") == part), None)
+    for part in name.split("."):  # the last of several counts, as it does for Python
+        found = (node for node in reversed(tree.body) if getattr(node, "name", "") == part)
+        tree = next(found, None)
         if tree is None:
             raise ValueError(f"the function {name} is missing")
     return tree
@@ -60,6 +62,12 @@ def body(source, name):
     """A function's body as text, without its docstring."""
     function = find(parse(source), name)
     return "\n".join(map(ast.unparse, function.body[kept_statements(function, False) :]))
+
+
+def rest(source, names):
+    """A fingerprint of what stands outside the bodies of the named functions, spaces aside."""
+    source = replace_bodies(source, dict.fromkeys(names, "pass"))
+    return hashlib.sha256("".join(source.split()).encode()).hexdigest()
 
 
 def fingerprints(tree):

@@ -106,6 +106,11 @@ def test_the_factor_of_one_coin_by_hand():
     assert attached_factor(s).tolist() == pytest.approx([1.693147])
 
 
+def test_the_factor_of_a_biased_coin_by_hand():
+    s = torch.tensor([[0.25]], dtype=torch.float64)
+    assert attached_factor(s).tolist() == pytest.approx([1.562335])
+
+
 def test_the_factor_of_two_coins_by_hand():
     s = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     assert attached_factor(s).tolist() == pytest.approx([2.386294])
@@ -221,7 +226,7 @@ def test_at_break_even_both_choices_earn_the_same(data, right, num_blocks, gamma
 
 
 def test_from_9_to_7_of_9_blocks_at_gamma_2_by_hand():
-    assert breakeven(1.0, 9, 7, 9, 2.0) == pytest.approx(2 / (1 - 49 / 81 + 2))
+    assert breakeven(1.0, 9, 7, 9, 2.0) == pytest.approx(0.835052)
 
 
 def test_with_no_penalty_and_all_blocks_kept_nothing_is_too_unlikely():

@@ -278,10 +278,10 @@ def splits_seen(monkeypatch, data, act):
     seen = []
     run = run_policy
 
-    def noting(model, split, crop, u=None, **options):
+    def noting(model, split, crop, u=None, free=None, workers=0):
         name = next(name for name in ("train", "val", "test") if split is getattr(data, name))
         seen.append((name, u))
-        return run(model, split, crop, u, **options)
+        return run(model, split, crop, u, free, workers)
 
     monkeypatch.setattr(evaluation, "run_policy", noting)
     act()
@@ -435,7 +435,7 @@ def test_policies_that_only_suit_their_own_image_lose_all_that_others_lose():
     ours.correct = torch.ones(40, dtype=torch.bool)
     with pytest.MonkeyPatch.context() as patch:
 
-        def run(model, part, crop, u, workers):
+        def run(model, part, crop, u=None, free=None, workers=0):
             return type("Planted", (), {"correct": (u == own).all(1)})
 
         patch.setattr(evaluation, "run_policy", run)
