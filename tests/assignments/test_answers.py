@@ -2,17 +2,10 @@
 
 import itertools
 
+import answers
 import pytest
 import torch
 import torch.nn.functional as F
-from answers import (
-    attached_factor,
-    breakeven,
-    broadcast_loss,
-    catches,
-    expected_gradient,
-    silent_batch,
-)
 from helpers import assert_same, probabilities, rng, seeds
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,7 +57,7 @@ def sum_over_policies(s, reward_of, expected):
 @given(probabilities(max_blocks=4), seeds)
 def test_the_expected_gradient_is_that_of_the_expected_reward_written_out(s, seed):
     reward_of, expected = world(s, seed)
-    found = expected_gradient(policy_loss, s, reward_of, lambda s: expected(s).detach())
+    found = answers.expected_gradient(policy_loss, s, reward_of, lambda s: expected(s).detach())
     s = s.clone().requires_grad_()
     assert_same(found, torch.autograd.grad(-expected(s).mean(), s)[0])
 
@@ -72,7 +65,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward_written_out(s, see
 @given(probabilities(max_blocks=4), seeds)
 def test_with_the_baseline_attached_the_expected_gradient_is_that_of_enumeration(s, seed):
     reward_of, expected = world(s, seed)
-    found = expected_gradient(attached_loss, s, reward_of, expected)
+    found = answers.expected_gradient(attached_loss, s, reward_of, expected)
     assert_same(found, sum_over_policies(s.clone().requires_grad_(), reward_of, expected))
 
 
@@ -83,52 +76,54 @@ def any_linear_loss(s, u, A):
 def test_the_probability_of_a_policy_is_a_weight_and_is_not_differentiated():
     s = torch.tensor([[0.25]], dtype=torch.float64)
     # 0.25 x 1 x ds/ds + 0.75 x 0, and not the derivative of s x s, 0.5
-    found = expected_gradient(any_linear_loss, s, lambda u: u[:, 0], lambda s: torch.zeros(1))
+    found = answers.expected_gradient(
+        any_linear_loss, s, lambda u: u[:, 0], lambda s: torch.zeros(1)
+    )
     assert found.tolist() == [[0.25]]
 
 
 def test_the_baseline_is_subtracted_and_differentiated_where_it_has_a_gradient():
     s = torch.tensor([[0.25]], dtype=torch.float64)
     # the derivative of (R - s) s is R - 2 s: 0.25 x (1 - 0.5) + 0.75 x (0 - 0.5)
-    found = expected_gradient(any_linear_loss, s, lambda u: u[:, 0], lambda s: s[:, 0])
+    found = answers.expected_gradient(any_linear_loss, s, lambda u: u[:, 0], lambda s: s[:, 0])
     assert found.tolist() == [[-0.25]]
 
 
 def test_the_expected_gradient_leaves_s_as_it_was():
     s = torch.tensor([[0.3, 0.6]], dtype=torch.float64)
     reward_of, _ = world(s, 0)
-    expected_gradient(policy_loss, s, reward_of, lambda s: torch.zeros(1))
+    answers.expected_gradient(policy_loss, s, reward_of, lambda s: torch.zeros(1))
     assert not s.requires_grad and s.tolist() == [[0.3, 0.6]]
 
 
 def test_the_factor_of_one_coin_by_hand():
     s = torch.tensor([[0.5]], dtype=torch.float64)  # A is +-d/2 and log pi is -ln 2 for both
-    assert attached_factor(s).tolist() == pytest.approx([1.693147])
+    assert answers.attached_factor(s).tolist() == pytest.approx([1.693147])
 
 
 def test_the_factor_of_a_biased_coin_by_hand():
     s = torch.tensor([[0.25]], dtype=torch.float64)
-    assert attached_factor(s).tolist() == pytest.approx([1.562335])
+    assert answers.attached_factor(s).tolist() == pytest.approx([1.562335])
 
 
 def test_the_factor_of_two_coins_by_hand():
     s = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
-    assert attached_factor(s).tolist() == pytest.approx([2.386294])
+    assert answers.attached_factor(s).tolist() == pytest.approx([2.386294])
 
 
 def test_the_factor_of_a_decided_image_is_1():
     s = torch.tensor([[1e-9, 1 - 1e-9]], dtype=torch.float64)
-    assert attached_factor(s).tolist() == pytest.approx([1], abs=1e-6)
+    assert answers.attached_factor(s).tolist() == pytest.approx([1], abs=1e-6)
 
 
 @given(probabilities(max_blocks=4), seeds)
 def test_the_factor_is_what_enumeration_gives(s, seed):
-    assert_same(attached_factor(s), measured_factor(s, seed), 1e-6)
+    assert_same(answers.attached_factor(s), measured_factor(s, seed), 1e-6)
 
 
 # --------------------------------------------------------------------------------- the silent shape
 def test_the_silent_loss_of_two_images_by_hand():
-    found = broadcast_loss(torch.tensor([-1.0, -2.0]), torch.tensor([3.0, 5.0]))
+    found = answers.broadcast_loss(torch.tensor([-1.0, -2.0]), torch.tensor([3.0, 5.0]))
     assert found.shape == ()
     assert found.item() == pytest.approx((3 * 1 + 3 * 2 + 5 * 1 + 5 * 2) / 4)
 
@@ -136,18 +131,18 @@ def test_the_silent_loss_of_two_images_by_hand():
 @given(st.integers(1, 9), seeds)
 def test_the_silent_loss_is_the_mean_over_all_pairs(count, seed):
     log, A = torch.randn(2, count, generator=rng(seed), dtype=torch.float64)
-    assert_same(broadcast_loss(log, A), -(A[:, None] * log).mean())
+    assert_same(answers.broadcast_loss(log, A), -(A[:, None] * log).mean())
 
 
 def test_the_silent_loss_of_50_000_images_fits_into_memory():
     count = 50_000  # 50,000 x 50,000 numbers are 20 GB
-    found = broadcast_loss(torch.full((count,), -1.0), torch.ones(count))
+    found = answers.broadcast_loss(torch.full((count,), -1.0), torch.ones(count))
     assert found.item() == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_the_silent_loss_teaches_nothing_on_the_silent_batch(count):
-    A, log = silent_batch(count).double(), torch.full((count,), -1.0, dtype=torch.float64)
+    A, log = answers.silent_batch(count).double(), torch.full((count,), -1.0, dtype=torch.float64)
     assert A.shape == (count,)
     log.requires_grad_()
     (wrong,) = torch.autograd.grad(-(A[:, None] * log).mean(), log)
@@ -189,22 +184,22 @@ MIXING = {  # the silent loss first: it judges each image by the mean
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_the_test_accepts_a_right_loss(name):
-    assert catches(RIGHT[name]) is True
+    assert answers.catches(RIGHT[name]) is True
 
 
 @pytest.mark.parametrize("loss", [by_a_loop, by_cross_entropy])
 def test_the_test_accepts_a_right_loss_that_is_written_in_another_way(loss):
-    assert catches(loss) is True
+    assert answers.catches(loss) is True
 
 
 @pytest.mark.parametrize("name", MIXING)
 def test_the_test_refuses_a_loss_that_mixes_images(name):
-    assert catches(MIXING[name]) is False
+    assert answers.catches(MIXING[name]) is False
 
 
 def test_the_test_calls_the_loss_not_too_often():
     calls = []
-    catches(lambda s, u, A: calls.append(1) or policy_loss(s, u, A))
+    answers.catches(lambda s, u, A: calls.append(1) or policy_loss(s, u, A))
     assert 0 < len(calls) <= 20
 
 
@@ -220,20 +215,20 @@ def expected_reward(right, keep, num_blocks, gamma):
 def test_at_break_even_both_choices_earn_the_same(data, right, num_blocks, gamma):
     keep = data.draw(st.integers(1, num_blocks))
     fewer = data.draw(st.integers(0, keep - 1))
-    q = breakeven(right, keep, fewer, num_blocks, gamma)
+    q = answers.breakeven(right, keep, fewer, num_blocks, gamma)
     earned = expected_reward(q, fewer, num_blocks, gamma)
     assert earned == pytest.approx(expected_reward(right, keep, num_blocks, gamma), abs=1e-5)
 
 
 def test_from_9_to_7_of_9_blocks_at_gamma_2_by_hand():
-    assert breakeven(1.0, 9, 7, 9, 2.0) == pytest.approx(0.835052)
+    assert answers.breakeven(1.0, 9, 7, 9, 2.0) == pytest.approx(0.835052)
 
 
 def test_with_no_penalty_and_all_blocks_kept_nothing_is_too_unlikely():
-    assert breakeven(0.9, 9, 5, 9, 0.0) == 0
+    assert answers.breakeven(0.9, 9, 5, 9, 0.0) == 0
 
 
 def test_break_even_grows_with_gamma_towards_the_probability_itself():
-    found = [breakeven(0.8, 6, 3, 9, gamma) for gamma in (0.0, 1.0, 4.0, 16.0, 1e9)]
+    found = [answers.breakeven(0.8, 6, 3, 9, gamma) for gamma in (0.0, 1.0, 4.0, 16.0, 1e9)]
     assert found == sorted(found)
     assert found[-1] == pytest.approx(0.8)

@@ -208,7 +208,7 @@ def test_a_mistake_costs_its_own_task_alone(tasks, reference, folders, tmp_path)
     with open(folder / "blockdrop_min" / "rewards.py", "a") as file:
         file.write("\nimport os\nos._exit(0)\n")
     points = [t["points"] if t["number"] % 2 and t["number"] < 15 else 0 for t in tasks]
-    assert grade(folders, folder, tmp_path) == points
+    assert grade(folders, ".", folder) == points
 
 
 def test_a_law_that_does_not_run_is_not_passed(tasks, reference):
@@ -241,19 +241,15 @@ def test_check_tells_open_broken_waiting_and_right_apart(folders, reference, tas
     assert check(99)[0] == 2
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("def run_masked", "def helper(x):\n    return x\n\n\ndef run_masked"),
-        ("def run_masked", "@torch.no_grad()\ndef run_masked"),
-        ("def run_masked(block, x, keep)", "def run_masked(block, x, kept)"),
-        (
-            "    def shortcut(self, x)",
-            "    def other(self):\n        pass\n\n    def shortcut(self, x)",
-        ),
-        ("import torch\n", "import torch, math\n"),
-    ],
-)
+CHANGES = [
+    ("def run_masked", "@torch.no_grad()\ndef run_masked"),
+    ("(block, x, keep)", "(block, x, kept)"),
+    ("import torch\n", "import torch, math\n"),
+    ("class BasicBlock", "def helper(x):\n    return x\n\n\nclass BasicBlock"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES)
 def test_check_says_what_grading_would_not_take(folders, reference, tasks, tmp_path, before, after):
     folder = shutil.copytree(folders / "student", tmp_path / "work")
     for task in tasks[:2]:
