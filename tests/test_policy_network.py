@@ -39,6 +39,11 @@ def test_greedy_keeps_what_is_likely_and_a_tie():
     assert greedy(torch.tensor([[0.49999, 0.5, 0.50001, 0.0, 1.0]])).tolist() == [[0, 1, 1, 0, 1]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_greedy_policies_have_the_dtype_of_the_probabilities(dtype):
+    assert greedy(torch.tensor([[0.2, 0.7]], dtype=dtype)).dtype == dtype
+
+
 def test_forcing_on_keeps_the_free_columns_and_writes_1_in_the_others():
     u = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     assert force_on(u, torch.tensor([False, True, True])).tolist() == [[1, 1, 0], [1, 0, 0]]
