@@ -159,11 +159,15 @@ def prove(student, tasks, bodies, say):
 def make(out, tasks=(), say=print):
     """Writes out/student and out/grader. Raises ValueError if something is not right."""
     out = Path(out).resolve()
-    if ROOT in (out, *out.parents) or (out.exists() and any(out.iterdir())):
-        raise ValueError(f"{out} is not empty, or in the project; name a new folder outside of it")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; name a new folder")
     tasks = with_laws(tasks)
     prove(out / "student", tasks, write_student(out / "student", tasks), say)
-    grader = shutil.copytree(ROOT, out / "grader", ignore=IGNORED)
+
+    def ignored(folder, names):
+        return IGNORED(folder, names) | ({out.name} if Path(folder) == out.parent else set())
+
+    grader = shutil.copytree(ROOT, out / "grader", ignore=ignored)
     shutil.copytree(HERE / "gradescope", grader, dirs_exist_ok=True)
     made = {"tasks": [task["number"] for task in tasks], "needs": needs_of_laws()}
     (grader / KNOWN.relative_to(ROOT)).write_text(json.dumps(made))

@@ -271,9 +271,8 @@ def test_check_names_the_file_of_a_syntax_error_in_another_task(folders, tmp_pat
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    refused = "is not empty, or in the project; name a new folder outside of it"
     code, said = classroom.python(HERE.parent, HERE, "make", tmp_path)
-    assert code == 2 and said == f"tests/assignments: {tmp_path} {refused}\n"
+    assert code == 2 and said == f"tests/assignments: {tmp_path} is not empty; name a new folder\n"
 
 
 def test_a_submission_that_is_not_there_is_refused(folders, tmp_path):
