@@ -14,6 +14,7 @@ PARSING = threading.Lock()  # CPython 3.11's parser is not safe among threads
 
 
 def parse(source, name="<text>"):
+    """The syntax tree of a module; name: of its file, for the message of a SyntaxError."""
     with PARSING:
         return ast.parse(source, name)
 

@@ -211,6 +211,13 @@ def test_a_mistake_costs_its_own_task_alone(tasks, reference, folders, tmp_path)
     assert grade(folders, ".", folder) == points
 
 
+def test_an_instructors_folder_grades_the_tasks_that_were_made(monkeypatch):
+    monkeypatch.setattr(classroom, "MADE", {"tasks": [13, 14], "needs": classroom.needs_of_laws()})
+    assert [task["number"] for task in classroom.with_laws()] == [13, 14]
+    with pytest.raises(ValueError, match="there are tasks 1 to 16"):
+        classroom.with_laws([17])
+
+
 def test_a_law_that_does_not_run_is_not_passed(tasks, reference):
     laws = [*tasks[6]["laws"], "tests/test_rewards.py::test_that_is_not_there"]
     graded = classroom.grade_task(reference, reference, tasks[6], 0, laws)

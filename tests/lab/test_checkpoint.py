@@ -333,7 +333,7 @@ def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path, zipped):
 @pytest.mark.parametrize("name", [NAME, PREVIOUS])
 def test_a_pipe_in_a_checkpoints_place_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    refusal(tmp_path)
+    assert "only a plain file may stand there" in refusal(tmp_path)
 
 
 # -------------------------------------------------------------------------------------- the schema
@@ -579,7 +579,8 @@ def test_the_moments_of_another_stage_are_refused(tmp_path):
     adam, _ = optimizer_of("Adam")
     _, make = optimizer_of("SGD")
     state = {"optimizer": adam.state_dict()}
-    refusal(tmp_path, lambda path: restore_optimizer(make(), state, path))
+    said = refusal(tmp_path, lambda path: restore_optimizer(make(), state, path))
+    assert "damaged" in said
 
 
 # --------------------------------------------------------------------------------- models that ship

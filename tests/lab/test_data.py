@@ -722,6 +722,9 @@ def test_where_the_system_does_not_say_what_is_free_nothing_is_refused(monkeypat
     def missing(path):
         raise FileNotFoundError(path)
 
+    monkeypatch.setattr(Path, "read_text", lambda path: "MemAvailable:   1 kB")
+    with pytest.raises(ValueError, match="GiB"):
+        check_memory(2**60)
     monkeypatch.setattr(Path, "read_text", missing)
     check_memory(2**60)
 

@@ -165,7 +165,8 @@ def test_nothing_is_written_where_no_plain_file_stands(tmp_path, kind):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "link"])
 def test_nothing_is_read_where_no_file_stands(tmp_path, kind):
     place(tmp_path / "a", kind, None)
-    refusal(tmp_path / "a", lambda: read_file(tmp_path / "a"))
+    said = refusal(tmp_path / "a", lambda: read_file(tmp_path / "a"))
+    assert "only a plain file may stand there" in said
 
 
 def test_a_link_to_weights_may_be_read(tmp_path):
@@ -175,8 +176,10 @@ def test_a_link_to_weights_may_be_read(tmp_path):
 
 
 def test_a_device_is_no_file():
-    refusal("/dev/zero", lambda: read_file("/dev/zero"))
-    refusal("/dev/null", lambda: write_safely("/dev/null", b"new"))
+    said = refusal("/dev/zero", lambda: read_file("/dev/zero"))
+    assert "only a plain file may stand there" in said
+    said = refusal("/dev/null", lambda: write_safely("/dev/null", b"new"))
+    assert "only a plain file may stand there" in said
 
 
 @pytest.mark.parametrize("name", [".a", ".a.00000000.blockdrop"])
@@ -232,6 +235,7 @@ def test_a_folder_that_another_process_holds_is_refused(tmp_path, holder):
 
 
 def test_the_lock_of_a_dead_process_is_not_in_the_way(tmp_path, holder):
+    assert "another run" in refusal(tmp_path, lambda: lock_once(tmp_path))
     holder.kill()
     holder.join()
     lock_once(tmp_path)
@@ -243,6 +247,7 @@ def test_a_lock_ends_with_its_run(tmp_path):
 
 
 def test_only_the_first_process_of_a_run_locks(tmp_path, holder, monkeypatch):
+    assert "another run" in refusal(tmp_path, lambda: lock_once(tmp_path))
     monkeypatch.setattr(files, "rank", lambda: 1)
     lock_once(tmp_path)
 
@@ -273,7 +278,7 @@ def test_a_folder_with_files_of_another_program_is_not_ours(tmp_path, name, cont
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_whose_settings_are_no_plain_file_is_not_ours(tmp_path, kind):
     place(tmp_path / "settings.json", kind, tmp_path / "mine")
-    refusal(tmp_path, lambda: claim(tmp_path))
+    assert "of another program" in refusal(tmp_path, lambda: claim(tmp_path))
 
 
 @pytest.mark.parametrize("left", [[], ["metrics.jsonl"], ["metrics.jsonl", "resnet.pt"]])
@@ -283,6 +288,8 @@ def test_a_folder_of_a_run_that_was_killed_early_is_ours(tmp_path, left):
     for name in left:
         (tmp_path / name).touch()
     claim(tmp_path)
+    (tmp_path / "settings.json").write_text("{}")
+    assert "of another program" in refusal(tmp_path, lambda: claim(tmp_path))
 
 
 @pytest.mark.parametrize("names", [[], [".lock"], ["notes.txt", "data"]])
@@ -290,6 +297,8 @@ def test_a_folder_without_any_of_our_names_is_free(tmp_path, names):
     for name in names:
         (tmp_path / name).touch()
     claim(tmp_path)
+    (tmp_path / "resnet.pt").touch()
+    assert "resnet.pt of another program" in refusal(tmp_path, lambda: claim(tmp_path))
 
 
 # ------------------------------------------------------------------------------------ what is read
