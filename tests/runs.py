@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,19 @@ import torch
 from helpers import batch, pair, randomise, rng  # noqa: F401  (builders that tests take from here)
 from PIL import Image
 
+from blockdrop_min import curriculum, finetuning, pretraining
 from blockdrop_min.lab.checkpoint import build, read
 from blockdrop_min.lab.data import Data, Split
 from blockdrop_min.lab.log import Log
-from blockdrop_min.lab.settings import PRESETS, Settings
+from blockdrop_min.lab.settings import PRESETS, flat, unflat
 
 # Every stage in a second, the last step under a settled policy: 72 images to learn from, in steps
 # of 32, 32 and 8; 24 to validate on and 24 to test on.
 SHORT = [
     "--preset=smoke",
     "--device=cpu",
+    "--amp=off",
+    "--rivals=0",
     "--image-size=16",
     "--train-images=96",
     "--val-images=24",
@@ -31,7 +33,7 @@ SHORT = [
     "--finetune-batch=32",
     "--pretrain-epochs=2",
     "--curriculum-epochs=3",
-    "--warm-epochs=1",
+    "--curriculum-warm-epochs=1",
     "--finetune-epochs=1",
 ]
 IMAGES = 72  # that such a run learns from
@@ -44,13 +46,13 @@ EPOCHS = [  # (stage, epoch) of such a run
     ("finetune", 0),
 ]
 STEPS = 3 * len(EPOCHS)
-STEP_FUNCTIONS = (
-    "pretrain_step",
-    "warm_start_step",
-    "curriculum_step",
-    "finetune_step",
-    "settled_step",
-)
+STEP_FUNCTIONS = {  # name -> where it is looked up
+    "pretrain_step": pretraining,
+    "warm_start_step": curriculum,
+    "curriculum_step": curriculum,
+    "finetune_step": finetuning,
+    "settled_step": finetuning,
+}
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -104,13 +106,14 @@ def state_of(**changes):
     changes: of the preset `smoke`.
     """
     named = {"preset": "smoke", "policy_width": 2}
-    settings = Settings(**(PRESETS["smoke"] | named | changes))
+    settings = unflat(PRESETS["smoke"] | named | changes)
     model = randomise(build(settings, 10, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), seed=3).eval()
     state = {
-        "settings": asdict(settings),
+        "settings": flat(settings),
         "classes": tuple("abcdefghij"),
         "mean": (0.5, 0.5, 0.5),
         "std": (0.2, 0.2, 0.2),
+        "bfloat16": False,
         "stage": "finetune",
         "epoch": 1,
         "step": 0,
@@ -133,7 +136,7 @@ def short_run(out, *flags):
     import train
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.evaluate, "main", lambda arguments: 0)
+        patch.setattr(train.report, "main", lambda names, **options: 0)
         return train.main([*SHORT, "--out", str(out), *flags])
 
 
@@ -191,7 +194,6 @@ def folder_flags(tree):
 
 def watch_steps(patch, see):
     """Calls see(name, model, x, y, ...) before each training step from now on."""
-    import train
 
     def watched(name, step):
         def act(*arguments):
@@ -200,8 +202,8 @@ def watch_steps(patch, see):
 
         return act
 
-    for name in STEP_FUNCTIONS:
-        patch.setattr(train, name, watched(name, getattr(train, name)))
+    for name, module in STEP_FUNCTIONS.items():
+        patch.setattr(module, name, watched(name, getattr(module, name)))
 
 
 def at_step(patch, count, act):

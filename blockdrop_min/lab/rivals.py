@@ -20,7 +20,7 @@ def static_rivals(settings, model, data, resnet):
     Returns a list of at most `settings.rivals` policies, each K digits 0 or 1.
     """
     learned = settings.policy == "learned" and "finetune" in settings.plan
-    if not (settings.rivals and learned and Path(resnet).exists()):
+    if not (learned and Path(resnet).exists()):
         return []
     ours = run_policy(model, data.val, data.crop, workers=settings.workers)
     cost = resnet_cost(model.resnet, data.crop)
