@@ -134,22 +134,23 @@ class Run:
         return f"{problem} in {place}; try a smaller --{stage}-lr, in another --out"
 
     def finish_epoch(self, stage):
-        """Validates, adds the epoch's row to the metrics, moves the position on. Returns the row."""
+        """Validates, adds the epoch's row to the metrics, moves on. Returns the row."""
         start = time.perf_counter()
         state, sums = self.state, self.state["sums"]
         free = stage.free(state["epoch"], self.model.resnet.num_blocks)
         workers = self.settings.workers
         result = run_policy(self.model, self.data.val, self.data.crop, free=free, workers=workers)
+        mean = {name: value / sums["images"] for name, value in sums.items()}
         row = {
             "stage": state["stage"],
             "epoch": state["epoch"],
             "epochs": stage.epochs,
             "seconds": round(state["seconds"] + time.perf_counter() - start, 2),
             "free": int(free.sum()),
-            "loss": sums["loss"] / sums["images"],
-            "train_accuracy": sums["correct"] / sums["images"],
-            "R": sums["R"] / sums["images"] if "R" in sums else None,
-            "A": sums["A"] / sums["images"] if "A" in sums else None,
+            "loss": mean["loss"],
+            "train_accuracy": mean["correct"],
+            "R": mean.get("R"),
+            "A": mean.get("A"),
             "accuracy": result.accuracy,
             "blocks_mean": result.blocks_mean,
             "blocks_std": result.blocks_std,

@@ -21,10 +21,8 @@ PREVIOUS = "checkpoint.previous.pt"
 DAMAGED = "checkpoint.damaged.pt"
 MODELS = Path(__file__).parent.parent / "models"  # those that ship
 FORMAT_2 = "blockdrop_min 2"  # until November 2026: no digest, other names of settings
-RENAMED = {"drop": "pretrain_drop", "alpha": "curriculum_alpha"}
-RENAMED |= {f"{name}": f"curriculum_{name}" for name in ("fade_by", "classify", "free_by")}
-RENAMED |= {"warm_epochs": "curriculum_warm_epochs", "settle_by": "finetune_settle_by"}
-RENAMED |= {"full_fraction": "finetune_full_fraction"}
+STAGE_OF = {"drop": "pretrain", "full_fraction": "finetune", "settle_by": "finetune"}  # in it
+STAGE_OF |= dict.fromkeys(("alpha", "fade_by", "classify", "free_by", "warm_epochs"), "curriculum")
 
 
 def save(folder, state):
@@ -104,7 +102,7 @@ def modern(settings):
         settings |= {"curriculum_schedule": "constant", "finetune_schedule": "step"}
     settings.pop("epochs_per_checkpoint", None)
     settings |= {"amp": "on" if settings["amp"] else "off", "rivals": 0}
-    return {RENAMED.get(name, name): value for name, value in settings.items()}
+    return {"_".join([STAGE_OF[n], n] if n in STAGE_OF else [n]): v for n, v in settings.items()}
 
 
 def build(settings, num_classes, mean, std):

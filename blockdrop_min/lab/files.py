@@ -2,10 +2,8 @@
 
 import hashlib
 import io
-import json
 import os
 import secrets
-import sys
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .process import rank
+from .program import complain
 
 try:
     import fcntl
@@ -120,11 +119,16 @@ def check_records(content):
 def locked(folder):
     """Keeps other runs from writing to this folder; the system frees the lock of a dead process.
 
-    Only the first process of a run locks. A disk without locks is no obstacle; a line says so.
-    Raises ValueError if another run holds the lock, or if it is a link or no plain file.
+    Only the first process of a run locks. Raises ValueError if another run holds the lock, if a
+    name of a run's files is taken by something else than a plain file, or if such files are there
+    that no run of ours has left.
     """
     path = Path(folder) / ".lock"
-    check_plain(path)
+    there = [name for name in RUN_FILES if os.path.lexists(Path(folder) / name)]
+    for name in there:
+        check_plain(Path(folder) / name)
+    if there and not {".lock", "checkpoint.pt", "checkpoint.previous.pt"} & set(there):
+        raise ValueError(f"{folder} holds {', '.join(there)} of another program; use another --out")
     with open(path, "ab") as file:
         if fcntl and rank() == 0:
             lock(file, folder)
@@ -139,29 +143,8 @@ def lock(file, folder):
         advice = "wait for its end, or use another --out"
         raise ValueError(f"another run is writing to {folder}; {advice}") from None
     except OSError as problem:
-        reason = f"{problem.strerror}; start no second run in it"
-        print(f"{folder} is not locked: {reason}", file=sys.stderr)
+        complain(folder, f"not locked ({problem.strerror}); start no second run in it")
         return
     for name in RUN_FILES:  # written under this lock alone
         for leftover in Path(folder).glob(f".{name}.????????.partial"):
             leftover.unlink()
-
-
-def claim(folder):
-    """ValueError if a folder holds files that are not ours to overwrite, or no plain ones.
-
-    A run that was killed before its first checkpoint has left its settings.json, and may go on.
-    """
-    there = [name for name in RUN_FILES if os.path.lexists(Path(folder) / name)]
-    for name in there:
-        check_plain(Path(folder) / name)
-    if "checkpoint.pt" in there or "checkpoint.previous.pt" in there:
-        return
-    try:
-        content = json.loads((Path(folder) / "settings.json").read_bytes())
-        ours = {"preset", "stages", "seed"} <= set(content)
-    except (OSError, ValueError, TypeError, RecursionError):  # TypeError: no dict
-        ours = False
-    there = [name for name in there if name != ".lock"]
-    if there and not ours:
-        raise ValueError(f"{folder} holds {', '.join(there)} of another program; use another --out")

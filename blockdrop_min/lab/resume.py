@@ -8,7 +8,6 @@ import torch
 import torchvision
 
 from .checkpoint import DAMAGED, NAME, PREVIOUS, read, using
-from .files import claim
 from .process import rank
 from .settings import STAGES, flag, flat, unflat
 
@@ -22,7 +21,6 @@ def open_folder(out, settings):
     A damaged checkpoint is put aside. Raises ValueError if the folder holds a run that cannot go on
     with these settings, or somebody else's files.
     """
-    claim(out)
     if not (out / NAME).exists() and not (out / PREVIOUS).exists():
         return None, None
     state, warning = read(out)
@@ -51,20 +49,17 @@ def check_position(state, before, now, out):
     with using(out):
         reached = state["stage"]
         rows = [row["stage"] for row in state["metrics"]]
-        begun = state["epoch"] + (state["step"] > 0)
-        order = list(STAGES)
-        past = order[: order.index(reached)]
-    for name in past:
-        trained = rows.count(name)
-        if name in now and now[name].epochs != trained:
-            given = f"{name} is over in {out}, after {trained} epochs"
-            raise ValueError(f"{given}; --{name}-epochs {now[name].epochs} needs another --out")
+        past = list(STAGES)[: list(STAGES).index(reached)]
+        begun = {name: rows.count(name) for name in past}
+        begun[reached] = state["epoch"] + (state["step"] > 0)
+    for name, count in begun.items():
+        epochs = now[name].epochs if name in now else count
+        if epochs < count or (name in past and epochs > count):
+            given = f"{out} has trained {count} epochs of {name}"
+            raise ValueError(f"{given}; --{name}-epochs {epochs} needs another --out")
     if reached not in now and reached in before and state["epoch"] < before[reached].epochs:
         at = f"epoch {state['epoch'] + 1} of {before[reached].epochs}"
         raise ValueError(f"{out} stopped in {reached}, {at}; name this stage in --stages, too")
-    if reached in now and now[reached].epochs < begun:
-        given = f"{out} has trained {begun} epochs of {reached}"
-        raise ValueError(f"{given}; --{reached}-epochs {now[reached].epochs} is less")
 
 
 def versions():

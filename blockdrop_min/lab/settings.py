@@ -5,21 +5,19 @@ the stage's own file.
 """
 
 import argparse
-import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 
+from ..blockdrop import static_policy
 from ..curriculum import Curriculum
 from ..finetuning import Finetuning
 from ..masked_resnet import segments_of
-from ..policy_network import bound
 from ..pretraining import Pretraining
 from ..stage import option
 from .data import DATA, seeded
-from ..blockdrop import static_policy
 from .program import Parser
 
 STAGES = {"pretrain": Pretraining, "curriculum": Curriculum, "finetune": Finetuning}
@@ -31,7 +29,7 @@ ARITHMETIC = ("auto", "on", "off")
 class Settings:
     """What a run does. ValueError when made names the setting, the value and what is allowed."""
 
-    preset: str = option("demo", "the preset that the other settings start from")
+    preset: str = option("demo", "what the other settings start from")
     stages: str = option("pretrain,curriculum,finetune", "stages to run, in order")
     seed: int = option(0, "seed of all randomness", 0, 2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -55,31 +53,24 @@ class Settings:
     policy_half_size: bool = option(True, "show the policy network the image at half its size")
     policy: str = option("learned", "or one for all: first:K, random:K, distribute:K, digits 0/1")
     # The stages
-    pretrain: Pretraining = Pretraining()
-    curriculum: Curriculum = Curriculum()
-    finetune: Finetuning = Finetuning()
+    pretrain: Pretraining = field(default_factory=Pretraining)
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    finetune: Finetuning = field(default_factory=Finetuning)
 
     def __post_init__(self):
         values = flat(self)
         for name, (_, f) in OPTIONS.items():
             check_range(flag(name), f, values[name])
-        for stage in (self.curriculum, self.finetune):
-            bound(0.5, stage.alpha)
-        if not self.stage_names or self.stage_names != [s for s in STAGES if s in self.stage_names]:
+        if self.stage_names != [name for name in STAGES if name in self.stage_names]:
             allowed = f"it must name some of {','.join(STAGES)}, in this order"
             raise ValueError(f"--stages is {self.stages!r}; {allowed}")
-        self.fixed_policy(segments_of(self.depth, self.family))
-        if 0 < self.curriculum.epochs <= self.curriculum.warm_epochs:
-            given = f"--curriculum-warm-epochs is {self.curriculum.warm_epochs}"
-            allowed = f"it must be less than --curriculum-epochs, {self.curriculum.epochs}"
-            raise ValueError(f"{given}; {allowed}")
         if not self.plan:
             raise ValueError(f"--stages is {self.stages!r}, and none of them has an epoch to run")
-        if 0 < self.image_size < 8:
-            raise ValueError(f"--image-size is {self.image_size}; it must be 0 or at least 8")
-        if self.family == "imagenet" and self.policy_width < 8:
-            allowed = "for imagenet it must be at least 8 (oneDNN computes less wrongly)"
-            raise ValueError(f"--policy-width is {self.policy_width}; {allowed}")
+        self.fixed_policy(segments_of(self.depth, self.family))
+        warm, epochs = self.curriculum.warm_epochs, self.curriculum.epochs
+        if 0 < epochs <= warm:
+            allowed = f"it must be less than --curriculum-epochs, {epochs}"
+            raise ValueError(f"--curriculum-warm-epochs is {warm}; {allowed}")
 
     @property
     def stage_names(self):
@@ -89,10 +80,10 @@ class Settings:
     @property
     def plan(self):
         """The stages of this run, name -> `Stage`, in order. A fixed policy has no curriculum."""
-        names = [name for name in STAGES if name in self.stage_names]
-        if self.policy != "learned" and "curriculum" in names:
-            names.remove("curriculum")
-        return {name: getattr(self, name) for name in names if getattr(self, name).epochs}
+        plan = {name: getattr(self, name) for name in self.stage_names}
+        if self.policy != "learned":
+            plan.pop("curriculum", None)
+        return {name: stage for name, stage in plan.items() if stage.epochs}
 
     def fixed_policy(self, segments):
         """The policy [K] that `--policy` fixes for all images, or None if it is learned."""
@@ -115,8 +106,10 @@ def flat(settings):
     """Every setting by its name, as in flags and files: {"depth": 20, "pretrain_lr": 0.05, ...}."""
     values = {}
     for name, value in vars(settings).items():
-        stage = {f"{name}_{field}": v for field, v in vars(value).items()} if name in STAGES else {}
-        values |= stage or {name: value}
+        inside = (
+            {f"{name}_{field}": v for field, v in vars(value).items()} if name in STAGES else {}
+        )
+        values |= inside or {name: value}
     return values
 
 
@@ -132,23 +125,16 @@ def unflat(values):
     return Settings(**others, **made)
 
 
+# Every setting: its name, as in `flat` -> (its group in --help, its dataclass field).
+OPTIONS = {}
 GROUPS = {"preset": "the run", "data": "data", "family": "networks"}  # by their first settings
-GROUPS |= {name: f"stage {name}" for name in STAGES}
-
-
-def list_options():
-    """Every setting: its name, as in `flat` -> (its group in --help, its dataclass field)."""
-    found = {}
-    for f in fields(Settings):
-        group = GROUPS[f.name] if f.name in GROUPS else group  # noqa: F821  (the one before)
-        if f.name in STAGES:
-            found |= {f"{f.name}_{g.name}": (group, g) for g in fields(f.type)}
-        else:
-            found[f.name] = group, f
-    return found
-
-
-OPTIONS = list_options()
+group = None
+for f in fields(Settings):
+    if f.name in STAGES:
+        OPTIONS |= {f"{f.name}_{g.name}": (f"stage {f.name}", g) for g in fields(f.type)}
+    else:
+        group = GROUPS.get(f.name) or group
+        OPTIONS[f.name] = group, f
 
 
 def check_range(name, option, value):
@@ -211,21 +197,16 @@ def make_parser():
     """The parser of train.py: a flag for each setting, in groups."""
     parser = Parser(prog="train.py", description="Train BlockDrop.", allow_abbrev=False)
     parser.add_argument("--out", help="the run's folder; default: runs/<preset>")
-    groups = {}
+    titles = dict.fromkeys(title for title, _ in OPTIONS.values())
+    groups = {title: parser.add_argument_group(title) for title in titles}
     for name, (title, f) in OPTIONS.items():
-        group = groups.setdefault(title, None) or parser.add_argument_group(title)
-        groups[title] = group
-        text = f.metadata["help"].replace("%", "%%")
-        if name == "preset":
-            text = f"one of {', '.join(PRESETS)}"
-        choices = f.metadata["choices"]
-        if choices:
-            text = f"{text}: {', '.join(choices)}"
+        choices = PRESETS if name == "preset" else f.metadata["choices"]
+        text = ": ".join([f.metadata["help"], *([", ".join(choices)] if choices else [])])
+        text = f"{text} (demo: {f.default})".replace("%", "%%")
         how = {"type": f.type, "metavar": f.type.__name__.upper()}
         if f.type is bool:
             how = {"action": argparse.BooleanOptionalAction}
-        text = f"{text} (demo: {f.default})"
-        group.add_argument(f"--{flag(name)}", help=text, default=argparse.SUPPRESS, **how)
+        groups[title].add_argument(f"--{flag(name)}", help=text, default=argparse.SUPPRESS, **how)
     return parser
 
 
@@ -235,14 +216,14 @@ def parse(arguments=None):
     given = vars(parser.parse_args(arguments))
     out = given.pop("out")
     preset = given.pop("preset", "demo")
-    if preset not in PRESETS:
-        parser.error(f"--preset is {preset!r}; choose from {', '.join(PRESETS)}")
-    if out == "":
-        parser.error("--out is empty; name a folder")
     for name in {"data_dir", "resnet", "policy_start"} & given.keys():
         given[name] = os.path.expanduser(given[name])
-    standard = {"preset": preset} | PRESETS[preset]
     try:
+        if out == "":
+            raise ValueError("--out is empty; name a folder")
+        if preset not in PRESETS:
+            raise ValueError(f"--preset is {preset!r}; choose from {', '.join(PRESETS)}")
+        standard = {"preset": preset} | PRESETS[preset]
         settings = unflat(standard | given)
     except ValueError as problem:
         parser.error(str(problem))
