@@ -89,7 +89,7 @@ def read_whole(path):
         raise ValueError(f"{path} is not a checkpoint of blockdrop_min (format {FORMAT!r})")
     if found == FORMAT_2:
         with using(path):
-            state["settings"] = modern(state["settings"])
+            state |= {"format": FORMAT, "settings": modern(state["settings"])}
             state["bfloat16"] = state["settings"]["amp"] == "on"
     return state
 
