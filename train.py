@@ -55,7 +55,7 @@ class Run:
             if state["stage"] != name:
                 state.update(stage=name, epoch=0, step=0, sums={}, seconds=0.0, optimizer=None)
             self.optimizer = stage.optimizer(self.model)
-            if state["optimizer"]:
+            if state["optimizer"] is not None:
                 restore_optimizer(self.optimizer, state, self.out)
             while state["epoch"] < stage.epochs:
                 self.train_one_epoch(stage)
