@@ -56,7 +56,7 @@ class Run:
             if state["stage"] != name:
                 state.update(stage=name, epoch=0, step=0, sums={}, seconds=0.0, optimizer=None)
             self.optimizer = stage.optimizer(self.model)
-            if state["optimizer"]:
+            if state["optimizer"] is not None:
                 restore_optimizer(self.optimizer, state, self.out)
             while state["epoch"] < stage.epochs:
                 self.train_one_epoch(stage)
@@ -104,8 +104,7 @@ class Run:
             start = time.perf_counter()
             if time.monotonic() - self.saved > SAVE_EVERY and state["step"] < steps:
                 self.save()
-        if not all(p.isfinite().all() for p in model.parameters()):
-            raise FloatingPointError(self.advise("a weight is not finite after the last step"))
+        self.check_weights()
 
     def generator(self, purpose, device):
         """The generator of this step for one purpose; each process of several has its own."""
@@ -124,10 +123,16 @@ class Run:
         sums = image_sums(loss, logged, self.optimizer)
         norm = sums.pop("gradient norm")
         if not math.isfinite(norm) or not abs(sums["loss"]) < LARGEST_LOSS * sums["images"]:
-            raise FloatingPointError(self.advise("the loss or a gradient is not finite"))
+            problem = f"the loss or a gradient is not finite, or the loss above {LARGEST_LOSS:.0e}"
+            raise FloatingPointError(self.advise(problem))
         self.optimizer.step()
         for name, value in sums.items():
             self.state["sums"][name] = self.state["sums"].get(name, 0.0) + value
+
+    def check_weights(self):
+        """FloatingPointError if a number that is to be saved is not finite."""
+        if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
+            raise FloatingPointError(self.advise("a weight is not finite after the last step"))
 
     def advise(self, problem):
         """A line on a number that went out of the world."""
@@ -164,6 +169,7 @@ class Run:
 
     def save(self):
         """Writes the checkpoint, in the first process."""
+        self.check_weights()
         networks = {name: self.model.get_submodule(name) for name in ("resnet", "policy")}
         self.state |= {name: network.state_dict() for name, network in networks.items()}
         self.state["optimizer"] = self.optimizer.state_dict()
