@@ -278,7 +278,9 @@ def run(settings, out, changed, device):
     if settings.rivals and not state.get("rivals"):
         state["rivals"] = static_rivals(settings, model, data, out / "resnet.pt")
         run_here.save()
-    for digits in state.get("rivals", [])[: settings.rivals]:  # each an ordinary run, in a folder inside this one
+    for digits in state.get("rivals", [])[
+        : settings.rivals
+    ]:  # each an ordinary run, in a folder inside this one
         path = out / f"static-{digits}"
         path.mkdir(exist_ok=True)
         rival = replace(settings, policy=digits, stages="finetune", rivals=0)
