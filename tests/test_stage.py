@@ -92,9 +92,7 @@ def test_the_learning_rates_schedule_by_hand(kind, schedule, expected):
 
 
 # ------------------------------------------------------------------------- which blocks are free
-@pytest.mark.parametrize(
-    ("kind", "free"), [(Pretraining, False), (Stage, False), (Finetuning, True)]
-)
+@pytest.mark.parametrize(("kind", "free"), [(Pretraining, False), (Finetuning, True)])
 def test_no_block_is_free_in_pretraining_and_every_block_in_finetuning(kind, free):
     assert kind().free(0, 4).tolist() == [free] * 4
 
