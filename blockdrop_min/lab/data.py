@@ -247,7 +247,7 @@ def folders(root, size):
     train = image_folder(root, ("train",), size)
     test = image_folder(root, ("test", "val"), size, train.classes)
     found = f"; test: {len(test):,} images in {test.root.name}"
-    left_out = train.left_out + test.left_out
+    left_out = sorted(train.left_out) + sorted(test.left_out)
     if left_out:
         names = [shown(Path(path).relative_to(root)) for path in left_out[:3]]
         names = ", ".join(names + ["..."] * (len(left_out) > 3))

@@ -11,10 +11,10 @@ Training, evaluation and prediction see the same RGB pixels of 8 bits, by this r
 import ctypes
 import logging
 import os
-import unicodedata
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from unicodedata import normalize
 
 from PIL import Image, ImageOps, PngImagePlugin
 from torch.utils.data import Dataset
@@ -50,11 +50,10 @@ def opened(path):
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
                 yield image
-    except MemoryError:
-        raise
     except Exception as problem:  # Pillow raises almost anything on a damaged file
-        if getattr(problem, "errno", None):
-            raise OSError(problem.errno, problem.strerror, str(path)) from None
+        if isinstance(problem, MemoryError) or getattr(problem, "errno", None):
+            problem.filename = str(path)  # a read that fails does not know it
+            raise
         reason = shown(" ".join(str(problem).replace(repr(str(path)), "").split()), 160)
         message = f"{shown(path, 500)} cannot be read as an image ({reason}); repair or remove it"
         raise ValueError(message) from None
@@ -108,31 +107,24 @@ def load_image(path, size, short_side=None):
 
 
 def scan(folder, left_out):
-    """Yields the image files in a folder and in its folders, in order of their names.
+    """The paths of the images in a folder and in its folders, in order of their names.
 
     left_out: a list to which the paths of everything else are added. Links to folders are there,
         too: they may lead in a circle.
     """
-
-    def last_first(folder):
-        return sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
-
-    entries = last_first(folder)
-    while entries:  # a loop, as folders may lie deeper than functions may call
-        entry = entries.pop()
-        is_hidden = entry.name.startswith(HIDDEN)
-        is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(entry)  # or a link to one
-        if entry.is_dir(follow_symlinks=False) and not is_hidden:
-            entries += last_first(entry)
-        elif is_file and Path(entry).suffix.lower() in SUFFIXES and not is_hidden:
-            yield entry.path
-        else:
-            left_out.append(entry.path)
-
-
-def class_of(folder):
-    """The name of a folder's class; systems write the same é in two ways."""
-    return unicodedata.normalize("NFC", folder.name)
+    paths = []
+    folders = [folder]
+    for inner in folders:  # which grows: folders may lie deeper than functions may call
+        for entry in os.scandir(inner):
+            is_hidden = entry.name.startswith(HIDDEN)
+            is_file = os.path.isfile(entry) if entry.is_symlink() else entry.is_file()
+            if entry.is_dir(follow_symlinks=False) and not is_hidden:
+                folders.append(entry.path)
+            elif is_file and Path(entry).suffix.lower() in SUFFIXES and not is_hidden:
+                paths.append(entry.path)
+            else:
+                left_out.append(entry.path)
+    return sorted(paths, key=lambda path: path.split(os.sep))
 
 
 class ImageFolder(Dataset):
@@ -148,16 +140,17 @@ class ImageFolder(Dataset):
         self.root = root
         self.size = size
         self.classes, self.paths, self.labels, self.left_out = [], [], [], []
-        for folder in sorted(sorted(root.iterdir()), key=class_of):
-            is_class = folder.is_dir() and not folder.name.startswith(HIDDEN)
+        # Systems write the same é in two ways.
+        for name, folder in sorted((normalize("NFC", path.name), path) for path in root.iterdir()):
+            is_class = folder.is_dir() and not name.startswith(HIDDEN)
             if not is_class or root.resolve().is_relative_to(folder.resolve()):  # that: a circle
                 self.left_out.append(str(folder))
                 continue
-            paths = list(scan(folder, self.left_out))
+            paths = scan(folder, self.left_out)
             if not paths:
                 raise ValueError(f"{folder} has no images; remove the folder, or fill it")
-            if class_of(folder) not in self.classes[-1:]:
-                self.classes.append(class_of(folder))
+            if name not in self.classes[-1:]:
+                self.classes.append(name)
             self.labels += [len(self.classes) - 1] * len(paths)
             self.paths += paths
 
