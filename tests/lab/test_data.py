@@ -55,8 +55,8 @@ def one_line(problem):
 
 # ------------------------------------------------------------------------------------------ by hand
 def test_the_middle_of_an_image_by_hand():
-    x = torch.arange(20).view(1, 1, 4, 5).expand(1, 3, 4, 5)
-    assert centre_crop(x, 2)[0, 0].tolist() == [[6, 7], [11, 12]]  # rows 1 and 2, columns 1 and 2
+    x = torch.arange(24).view(1, 1, 4, 6).expand(1, 3, 4, 6)
+    assert centre_crop(x, 2)[0, 0].tolist() == [[8, 9], [14, 15]]  # rows 1 and 2, columns 2 and 3
 
 
 def test_without_padding_an_image_is_flipped_or_as_it_was():
@@ -423,7 +423,7 @@ def test_test_images_of_another_size_are_refused_without_resizing(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "size", "said"),
-    [("imagenet", 257, "at most 256"), ("cifar10", 16, "stay as they are")],
+    [("imagenet", 257, "at most 256"), ("cifar10", 16, "0 or 32, as they are")],
 )
 def test_a_size_that_cannot_be_had_is_refused(tmp_path, name, size, said):
     write_tree(tmp_path)
