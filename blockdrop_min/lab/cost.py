@@ -60,7 +60,8 @@ def counted(function, x):
 def without_numbers(network):
     """A copy in eval mode whose tensors are shapes alone, on PyTorch's device "meta"."""
     tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): tensor.to("meta") for tensor in tensors}).eval()
+    shapes = {id(tensor): tensor.to("meta", torch.float32) for tensor in tensors}
+    return copy.deepcopy(network, shapes).eval()
 
 
 def an_image(image_size):
