@@ -284,7 +284,7 @@ def run(settings, out, changed, device):
         path = out / f"static-{digits}"
         path.mkdir(exist_ok=True)
         rival = replace(settings, policy=digits, stages="finetune", rivals=0)
-        run(replace(rival, resnet=str(out / "resnet.pt")), path, f"policy {digits}", device)
+        run(replace(rival, resnet=str(pretrained)), path, f"policy {digits}", device)
 
 
 def main(arguments=None):
