@@ -275,16 +275,16 @@ def run(settings, out, changed, device):
         run_here = Run(settings, out, data, model, state, log)
         run_here.introduce(changed)
         run_here.train()
-    if settings.rivals and not state.get("rivals"):
-        state["rivals"] = static_rivals(settings, model, data, out / "resnet.pt")
+    pretrained = str(out / "resnet.pt" if "pretrain" in settings.plan else settings.resnet)
+    comparable = settings.policy == "learned" and "finetune" in settings.plan
+    if comparable and settings.rivals and not state.get("rivals"):
+        state["rivals"] = static_rivals(model, data, pretrained, settings.workers)
         run_here.save()
-    for digits in state.get("rivals", [])[
-        : settings.rivals
-    ]:  # each an ordinary run, in a folder inside this one
-        path = out / f"static-{digits}"
+    rival = replace(settings, stages="finetune", resnet=pretrained, rivals=0)
+    for digits in state.get("rivals", [])[: settings.rivals]:
+        path = out / f"static-{digits}"  # an ordinary run, in a folder inside this one
         path.mkdir(exist_ok=True)
-        rival = replace(settings, policy=digits, stages="finetune", rivals=0)
-        run(replace(rival, resnet=str(pretrained)), path, f"policy {digits}", device)
+        run(replace(rival, policy=digits), path, f"policy {digits}", device)
 
 
 def main(arguments=None):

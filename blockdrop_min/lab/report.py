@@ -33,11 +33,11 @@ FAIR = "trained static"  # the fair rival nearest in FLOPs; others have a number
 NAMES = {  # of the rows in tables and pictures
     "full": "full network",
     "blockdrop": "BlockDrop",
-    "first": "FirstK, not trained",
-    "random": "RandomK, not trained",
-    "distribute": "DistributeK, not trained",
-    "best static": "best static, not trained",
-    "blind": "same keep rates, not trained",
+    "first": "FirstK, untrained",
+    "random": "RandomK, untrained",
+    "distribute": "DistributeK, untrained",
+    "best static": "best static, untrained",
+    "blind": "same rates, untrained",
 }
 warn = partial(complain, "evaluate.py")
 named = partial(shown, limit=1000)  # a path

@@ -88,9 +88,9 @@ def best_static(model, data, keep, start=(), workers=0):
 
 
 def static_rivals(model, data, resnet, workers=0):
-    """The policies to train as long as BlockDrop, on each side of its mean FLOPs: of k blocks, k + 1.
+    """The policies to train as long as BlockDrop: of k and k + 1 blocks, around its mean FLOPs.
 
-    Each has the best accuracy on validation for the pretrained ResNet, from which BlockDrop began.
+    Each has the best accuracy on validation for the pretrained ResNet that BlockDrop began with.
 
     model: the `BlockDrop` that was trained.
     resnet: the file of the pretrained ResNet.
