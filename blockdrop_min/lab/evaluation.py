@@ -6,10 +6,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from ..blockdrop import FixedPolicy, static_policy
+from ..blockdrop import FixedPolicy
 from ..policy_network import force_on, greedy
 from .cost import policy_cost, resnet_cost
 from .data import centre_crop, seeded
+from .heuristics import static_policy
 
 BATCH = 250
 DRAWS = 3  # what is random is averaged over this many draws

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..blockdrop import static_policy
 from ..masked_resnet import segments_of
 from ..policy_network import bound
 from .data import DATA, seeded
+from .heuristics import static_policy
 
 STAGES = ("pretrain", "curriculum", "finetune")
 MAX_DEPTH = 1202  # the deepest ResNet that anybody has trained on CIFAR
