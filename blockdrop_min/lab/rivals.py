@@ -5,12 +5,12 @@ from functools import partial
 
 import torch
 
-from ..blockdrop import static_policy
 from .cost import resnet_cost
 from .data import seeded
 from .enumeration import all_policies, count
 from .evaluation import Result, digits, mean_and_error, run_policy
 from .files import read_file
+from .heuristics import static_policy
 
 DRAWS = 3  # what is random is averaged over this many draws
 COUNTED = 9  # blocks, at most, with which the best static policy is counted,

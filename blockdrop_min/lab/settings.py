@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from ..blockdrop import static_policy
 from ..curriculum import Curriculum
 from ..finetuning import Finetuning
 from ..masked_resnet import segments_of
 from ..pretraining import Pretraining
 from ..stage import Stage, option
 from .data import DATA, seeded
+from .heuristics import static_policy
 from .program import Parser
 
 MAX_DEPTH = 1202  # the deepest ResNet that anybody has trained on CIFAR
