@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
-from torchvision.transforms.functional import center_crop
+from torchvision.transforms.functional import center_crop as centre_crop  # noqa: F401
 
-from .images import DATA_DIR, image_folder, opened
+from .images import DATA_DIR, image_folder
 from .program import shown
 from .shapes import SHAPES, make_shapes
 
@@ -34,8 +34,6 @@ SAMPLE = 20_000 * 3 * 32 * 32  # bytes of training images whose mean and std are
 STREAM_SIZE = 256
 PATIENCE = 8  # seconds for a server to answer; torchvision asks twice
 DRAWING = 130  # bytes a pixel that are in use while shapes are drawn, 500 images at a time
-
-centre_crop = center_crop  # the middle of each image: [B, 3, H, W] -> [B, 3, crop, crop]
 
 
 def seeded(*key, device="cpu"):
@@ -156,14 +154,11 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     Raises ValueError, one line, on missing, empty, corrupt or mixed-size files, on splits that
         cannot be made, and on images that do not fit into memory; OSError if the disk fails.
     """
-    sizes = {"imagenet": range(STREAM_SIZE + 1)} | dict.fromkeys(CIFAR, (0, 32))
-    if name in sizes and image_size not in sizes[name]:
-        allowed = (
-            f"0 or at most {sizes[name][-1]}" if name == "imagenet" else "0 or 32, as they are"
-        )
+    too_large = name == "imagenet" and image_size > STREAM_SIZE
+    if too_large or (name in CIFAR and image_size not in (0, 32)):
+        allowed = f"at most {STREAM_SIZE}" if too_large else "0 or 32, as they are"
         raise ValueError(f"--image-size is {image_size}; for {name} it must be {allowed}")
-    found = ""
-    test = None
+    found, test = "", None
     if name == "shapes":
         train, classes = shapes(train_images or 8_000, 0, image_size or 32), SHAPES
         if with_test:
@@ -177,8 +172,8 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         classes = train.images.classes
     count = train_images or len(train)
     if not 0 < val_images < count <= len(train):
-        cut = f"{count} training images with {val_images} for validation cannot be cut"
-        raise ValueError(f"{cut} from {len(train)}; change --train-images or --val-images")
+        given = f"--train-images {count} with --val-images {val_images}"
+        raise ValueError(f"{given} cannot be cut from {len(train)} images; change one of them")
 
     order = torch.randperm(len(train), generator=seeded("split"))[:count]
     if name == "folder":
@@ -186,23 +181,20 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         order = torch.arange(count)
         side = train.images.shape[-1]
         test = read_images(test, torch.arange(len(test)), side) if with_test else None
-    elif name == "imagenet" and not with_test:
-        for path in test.images.paths:  # what is no image is better found now than after training
-            with opened(path):
-                pass
+    elif not with_test:
         test = None
     val = train.subset(order[:val_images])
     train = train.subset(order[val_images:])
+    (mean, std), crop, pad = IMAGENET, image_size or 224, 0
     if train.in_memory:
         crop = train.images.shape[-1]
+        pad = crop // 8
         pixels = train.images[: max(1, SAMPLE // (3 * crop**2))].float() / 255
-        mean = tuple(pixels.mean((0, 2, 3)).tolist())
-        std = tuple(pixels.std((0, 2, 3)).clamp_min(1e-3).tolist())
-        frame = (crop, crop // 8)
-    else:
-        (mean, std), frame = IMAGENET, (image_size or 224, 0)
+        mean = pixels.mean((0, 2, 3)).tolist()
+        std = pixels.std((0, 2, 3)).clamp_min(1e-3).tolist()
     read = f"{len(train):,} training and {len(val):,} validation images, {len(classes):,} classes"
-    return Data(train, val, test, tuple(classes), mean, std, *frame, read + found)
+    read += found
+    return Data(train, val, test, tuple(classes), tuple(mean), tuple(std), crop, pad, read)
 
 
 def check_memory(needed):
@@ -246,7 +238,7 @@ def folders(root, size):
     """The files of `folder` or `imagenet`: training and test `Split`, and what else was found."""
     train = image_folder(root, ("train",), size)
     test = image_folder(root, ("test", "val"), size, train.classes)
-    found = f"; test: {len(test):,} images in {test.root.name}"
+    found = f"; test: {len(test.paths):,} images in {test.root.name}"
     left_out = sorted(train.left_out) + sorted(test.left_out)
     if left_out:
         names = [shown(Path(path).relative_to(root)) for path in left_out[:3]]
@@ -268,10 +260,9 @@ def read_images(split, index, side=0):
     for i in index.tolist():
         images.append(files[i][0])
         if images[-1].shape != (3, side, side) or side == 1:
-            height, width = images[-1].shape[1:]
-            sides = f"{files.paths[i]} is {width} x {height} pixels, not {side} x {side}"
-            advice = "use --image-size to make all squares of one size, of more than one pixel"
-            raise ValueError(f"{sides}; {advice}")
+            sides = "{1} x {0} pixels".format(*images[-1].shape[1:])
+            needed = "all must be squares of one size, larger than a pixel; use --image-size"
+            raise ValueError(f"{files.paths[i]} is {sides}, not {side} x {side}; {needed}")
     return Split(torch.stack(images), split.labels[index])
 
 

@@ -12,7 +12,7 @@ import ctypes
 import logging
 import os
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from unicodedata import normalize
 
@@ -36,12 +36,11 @@ with suppress(OSError, AttributeError):  # where libtiff cannot be reached, it p
     ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
-@contextmanager
-def opened(path):
-    """A file as Pillow opens it, its pixels unread. Nothing warns; all that goes wrong is one line.
+def open_image(path):
+    """A file as an RGB image of 8 bits, by the rule above. Nothing warns.
 
-    Raises ValueError, also for what goes wrong in the block; OSError with the path, if not the file
-    is at fault but the disk, a permission or the limit of open files; MemoryError.
+    Raises ValueError, one line that names the file, if it is no image; OSError with the path, if
+    not the file is at fault but the disk, a permission or the limit of open files; MemoryError.
     """
     try:
         if not Path(path).is_file():  # a FIFO would be waited for
@@ -49,7 +48,7 @@ def opened(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
-                yield image
+                return in_rgb(image)
     except Exception as problem:  # Pillow raises almost anything on a damaged file
         if isinstance(problem, MemoryError) or getattr(problem, "errno", None):
             problem.filename = str(path)  # a read that fails does not know it
@@ -59,34 +58,30 @@ def opened(path):
         raise ValueError(message) from None
 
 
-def open_image(path):
-    """A file as an RGB image of 8 bits, by the rule above.
-
-    Raises as `opened` does.
-    """
-    with opened(path) as image:
-        if (image.format, image.mode) == ("PNG", "L") and "transparency" in image.info:
-            # Pillow scales pixels of 2 and 4 bits to 8, but not the grey that is transparent.
-            image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(image.tile[0][3], 1)
-        image.load()
-        has_alpha = image.mode.endswith(("A", "a"))
-        grey16 = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
-        with suppress(Exception):  # damaged EXIF turns nothing
-            image = ImageOps.exif_transpose(image)
-        if grey16:  # conversion cuts off, so that 0.5 makes it round
-            grey = image.convert("I")
-            image = grey.point(lambda v: v * (1 / 257) + 0.5).convert("L")
-            clear = image.info.pop("transparency", None)
-            if clear is not None:
-                image.putalpha(grey.point([255 * (v != clear) for v in range(2**16)], "L"))
-        elif image.mode in ("I", "F"):
-            raise ValueError("32-bit integers or floats; save it with 8 or 16 bits")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            if has_alpha and image.getchannel("A").getextrema() == (0, 0):
-                image.putalpha(255)
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+def in_rgb(image):
+    """What Pillow has opened as RGB of 8 bits."""
+    if (image.format, image.mode) == ("PNG", "L") and "transparency" in image.info:
+        # Pillow scales pixels of 2 and 4 bits to 8, but not the grey that is transparent.
+        image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(image.tile[0][3], 1)
+    image.load()
+    has_alpha = image.mode.endswith(("A", "a"))
+    grey16 = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+    with suppress(Exception):  # damaged EXIF turns nothing
+        image = ImageOps.exif_transpose(image)
+    if grey16:  # conversion cuts off, so that 0.5 makes it round
+        grey = image.convert("I")
+        image = grey.point(lambda v: v * (1 / 257) + 0.5).convert("L")
+        clear = image.info.pop("transparency", None)
+        if clear is not None:
+            image.putalpha(grey.point([255 * (v != clear) for v in range(2**16)], "L"))
+    elif image.mode in ("I", "F"):
+        raise ValueError("32-bit integers or floats; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if has_alpha and image.getchannel("A").getextrema() == (0, 0):
+            image.putalpha(255)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def load_image(path, size, short_side=None):
@@ -153,9 +148,6 @@ class ImageFolder(Dataset):
                 self.classes.append(name)
             self.labels += [len(self.classes) - 1] * len(paths)
             self.paths += paths
-
-    def __len__(self):
-        return len(self.paths)
 
     def __getitem__(self, i):
         return load_image(self.paths[i], self.size), self.labels[i]
