@@ -36,9 +36,9 @@ def save(image, path):
     write_safely(path, content.getvalue())
 
 
-def write(draw, place, text, size=18, anchor="lm"):
+def write(draw, place, text, anchor="lm"):
     """Text at a place (x, y) in pixels."""
-    draw.text(place, text, INK, ImageFont.load_default(size), anchor=anchor)
+    draw.text(place, text, INK, ImageFont.load_default(18), anchor=anchor)
 
 
 def extremes(split, u, classes, path, each=5):
@@ -52,7 +52,7 @@ def extremes(split, u, classes, path, each=5):
     write(draw, (left + half, 16), "most blocks")
     for c, name in enumerate(classes):
         y = top + c * row
-        write(draw, (left - 8, y + SIDE / 2), shown(name[:14]), anchor="rm")
+        write(draw, (left - 8, y + SIDE / 2), shown(name[:14]), "rm")
         mine = (split.labels.cpu() == c).nonzero()[:, 0]
         order = mine[blocks[mine].argsort(stable=True)].tolist()
         for start, indices in ((left, order[:each]), (left + half, order[-each:])):
@@ -61,7 +61,7 @@ def extremes(split, u, classes, path, each=5):
                 pixels = split.images[i] if split.in_memory else split.images[i][0]
                 face = to_pil_image(pixels.cpu()).resize((SIDE, SIDE), Image.Resampling.NEAREST)
                 image.paste(face, (x, y))
-                write(draw, (x + SIDE / 2, y + SIDE + 9), str(int(blocks[i])), anchor="mm")
+                write(draw, (x + SIDE / 2, y + SIDE + 9), str(int(blocks[i])), "mm")
     save(image, path)
 
 
@@ -95,18 +95,18 @@ def tradeoff(series, path):
     for x in xs:
         place = along(x, xs, left, right)
         draw.line((place, top, place, bottom), FAINT)
-        write(draw, (place, bottom + 18), f"{x:g}", anchor="mm")
+        write(draw, (place, bottom + 18), f"{x:g}", "mm")
     for y in ys:
         place = along(y, ys, top, bottom)
         draw.line((left, place, right, place), FAINT)
-        write(draw, (left - 8, place), f"{100 - y:g}", anchor="rm")
+        write(draw, (left - 8, place), f"{100 - y:g}", "rm")
     numbered = list(zip(itertools.count(1), itertools.cycle(COLOURS), lines.items(), strict=False))
     for number, colour, (name, line) in reversed(numbered):
         line = [(along(x, xs, left, right), along(y, ys, top, bottom)) for x, y in line]
         draw.line(line, colour, 2)
         legend = (left, bottom + 26 + 26 * number)
-        write(draw, (left + 20, legend[1]), name)
+        write(draw, (left + 22, legend[1]), name)
         for place in [*line, legend]:
-            draw.circle(place, 11, "white", colour, 2)
-            write(draw, place, str(number), 16, "mm")
+            draw.circle(place, 12, "white", colour, 2)
+            write(draw, place, str(number), "mm")
     save(image, path)
