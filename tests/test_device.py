@@ -217,7 +217,7 @@ def assert_ended_alike(one, other):
 
 
 @pytest.mark.parametrize(
-    "flags", [(), ("--policy=first:2",), ("--amp",)], ids=["learned", "fixed", "amp"]
+    "flags", [(), ("--policy=first:2",), ("--amp=on",)], ids=["learned", "fixed", "amp"]
 )
 def test_a_run_ends_the_same(device, tmp_path, flags):
     assert run(tmp_path / "there", *flags) == 0
