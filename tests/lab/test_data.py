@@ -12,6 +12,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import MagicMock
 from urllib.error import URLError
 
 import pytest
@@ -65,24 +66,6 @@ def refused(match, kind=ValueError):
         yield
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 400
-
-
-# ------------------------------------------------------------------------------------------ by hand
-def test_the_middle_of_an_image_by_hand():
-    x = torch.arange(24).view(1, 1, 4, 6).expand(1, 3, 4, 6)
-    assert centre_crop(x, 2)[0, 0].tolist() == [[8, 9], [14, 15]]  # rows 1 and 2, columns 2 and 3
-
-
-def test_without_padding_an_image_is_flipped_or_as_it_was():
-    x = torch.arange(4, dtype=torch.uint8).view(1, 1, 2, 2).expand(40, 3, 2, 2)
-    seen = {str(image[0].tolist()) for image in augment(x, crop=2, pad=0, generator=rng(0))}
-    assert seen == {"[[0, 1], [2, 3]]", "[[1, 0], [3, 2]]"}
-
-
-def test_the_padding_is_black():
-    x = torch.full((200, 3, 2, 2), 255, dtype=torch.uint8)
-    sums = augment(x, crop=2, pad=2, generator=rng(0))[:, 0].long().sum((1, 2)) // 255
-    assert set(sums.tolist()) == {0, 1, 2, 4}  # the crop sees none, a corner, a side or all of it
 
 
 # ---------------------------------------------------------------------------------------- two roads
@@ -509,13 +492,8 @@ def test_more_workers_than_cores_are_no_warning():
 def test_images_from_files_are_pinned_for_a_gpu(monkeypatch, device, pinned):
     seen = []
     monkeypatch.setattr(data_module, "DataLoader", lambda *_, **options: seen.append(options) or [])
-
-    class Labels(list):
-        pass
-
-    labels = Labels(range(8))
-    labels.device = torch.device(device)
-    assert list(Split(Reader(None), labels).batches(4)) == []
+    labels = MagicMock(device=torch.device(device))
+    assert list(Split(None, labels).batches(4, torch.arange(8))) == []
     assert seen[0]["pin_memory"] == pinned
 
 
