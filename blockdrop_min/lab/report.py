@@ -23,21 +23,21 @@ from .images import load_image, scan
 from .process import choose_device
 from .program import complain, console, shown
 from .rivals import dealt_loss, measure_rivals, worth_of_looking
-from .settings import Settings
+from .settings import Settings, unflat
 
 # What may differ between the runs of one table, and what may not between a run and its rival.
-MAY_DIFFER = ("seed", "resnet", "device", "workers", "data_dir", "epochs_per_checkpoint")
-SHARED = ("data", "image_size", "train_images", "val_images", "family", "depth", "seed")
-SHARED += ("finetune_epochs", "finetune_batch", "finetune_lr")
+MAY_DIFFER = ("seed", "resnet", "device", "workers", "data_dir", "rivals")
+SHARED = ("data", "image_size", "train_images", "val_images", "family", "depth", "width", "seed")
+SHARED += ("finetune",)
 FAIR = "trained static"  # the fair rival nearest in FLOPs; others have a number behind it
 NAMES = {  # of the rows in tables and pictures
     "full": "full network",
     "blockdrop": "BlockDrop",
-    "first": "FirstK, not trained",
-    "random": "RandomK, not trained",
-    "distribute": "DistributeK, not trained",
-    "best static": "best static, not trained",
-    "blind": "same keep rates, not trained",
+    "first": "FirstK, untrained",
+    "random": "RandomK, untrained",
+    "distribute": "DistributeK, untrained",
+    "best static": "best static, untrained",
+    "blind": "same rates, untrained",
 }
 warn = partial(complain, "evaluate.py")
 named = partial(shown, limit=1000)  # a path
@@ -63,7 +63,7 @@ def open_run(name, device):
     if warning:
         warn(warning)
     model = restore(state, name).to(device, memory_format=torch.channels_last)
-    return state, Settings(**state["settings"]), model
+    return state, unflat(state["settings"]), model
 
 
 def measure(name, device, data_dir=None, enumerated=False):
@@ -93,7 +93,7 @@ def measure(name, device, data_dir=None, enumerated=False):
         numbers["dealt_loss"] = dealt_loss(model, data, learned, seed, workers)
     if enumerated:
         finetuned = state["stage"] == "finetune"
-        gamma = settings.finetune_gamma if finetuned else settings.curriculum_gamma
+        gamma = settings.finetune.gamma if finetuned else settings.curriculum.gamma
         numbers["enumeration"] = enumerate_policies(model, data, gamma, learned, workers)
     return Run(name, settings, data, results, numbers | numbers_of(data.test, results))
 
@@ -120,7 +120,7 @@ def trained_rivals(name, state, settings, data, device):
 
 def is_finished(state, settings):
     """Whether a checkpoint is that of the end of finetuning."""
-    return (state["stage"], state["epoch"]) == ("finetune", settings.finetune_epochs)
+    return (state["stage"], state["epoch"]) == ("finetune", settings.finetune.epochs)
 
 
 def numbers_of(test, results):

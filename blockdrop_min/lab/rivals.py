@@ -1,13 +1,16 @@
 """The rivals that BlockDrop has to beat, and what looking at the image is worth beside them."""
 
+import copy
 from functools import partial
 
 import torch
 
-from ..blockdrop import static_policy
+from .cost import resnet_cost
 from .data import seeded
 from .enumeration import all_policies, count
-from .evaluation import Result, mean_and_error, run_policy
+from .evaluation import Result, digits, mean_and_error, run_policy
+from .files import read_file
+from .heuristics import static_policy
 
 DRAWS = 3  # what is random is averaged over this many draws
 COUNTED = 9  # blocks, at most, with which the best static policy is counted,
@@ -82,6 +85,25 @@ def best_static(model, data, keep, start=(), workers=0):
         if found > highest:
             best, highest = u, found
     return best
+
+
+def static_rivals(model, data, resnet, workers=0):
+    """The policies to train as long as BlockDrop: of k and k + 1 blocks, around its mean FLOPs.
+
+    Each has the best accuracy on validation for the pretrained ResNet that BlockDrop began with.
+
+    model: the `BlockDrop` that was trained.
+    resnet: the file of the pretrained ResNet.
+    Returns two policies, each K digits 0 or 1.
+    """
+    ours = run_policy(model, data.val, data.crop, workers=workers)
+    cost = resnet_cost(model.resnet, data.crop)
+    K = model.resnet.num_blocks
+    keep = int((ours.flops_mean - cost.fixed) / (cost.full - cost.fixed) * K)
+    keep = min(max(keep, 1), K - 1)
+    pretrained = copy.deepcopy(model)
+    pretrained.resnet.load_state_dict(read_file(resnet))
+    return [digits(best_static(pretrained, data, k, workers=workers)) for k in (keep, keep + 1)]
 
 
 def dealt_loss(model, data, ours, seed=0, workers=0):
