@@ -85,8 +85,7 @@ def measure(name, device, data_dir=None, enumerated=False):
         learned = results["blockdrop"] if settings.policy == "learned" else None
     if learned:
         fair = trained_rivals(name, state, settings, data, device)
-        if fair:
-            numbers["worth_of_looking"] = worth_of_looking(learned, fair)
+        numbers["worth_of_looking"] = worth_of_looking(learned, fair)
         fair.sort(key=lambda rival: abs(rival.flops_mean - learned.flops_mean))
         results |= {f"{FAIR} {i}" if i else FAIR: rival for i, rival in enumerate(fair)}
         results |= measure_rivals(model, data, learned, seed, workers)
@@ -205,7 +204,7 @@ def verdict(run):
     text += f"{ours.distinct_policies} policies, which lose {100 * loss:.1f} ± {100 * error:.1f} "
     text += "points if they are dealt to other images: "
     text += "the choice is one per image." if loss > 2 * error else "it is not per image."
-    if "worth_of_looking" in run.numbers:
+    if run.numbers["worth_of_looking"]:
         worth, error = run.numbers["worth_of_looking"]
         text += " At equal FLOPs, looking at the image is worth "
         text += f"{100 * worth:.1f} ± {100 * error:.1f} points."

@@ -99,11 +99,15 @@ def static_rivals(model, data, resnet, workers=0):
     ours = run_policy(model, data.val, data.crop, workers=workers)
     cost = resnet_cost(model.resnet, data.crop)
     K = model.resnet.num_blocks
-    keep = int((ours.flops_mean - cost.fixed) / (cost.full - cost.fixed) * K)
-    keep = min(max(keep, 1), K - 1)
     pretrained = copy.deepcopy(model)
     pretrained.resnet.load_state_dict(read_file(resnet))
-    return [digits(best_static(pretrained, data, k, workers=workers)) for k in (keep, keep + 1)]
+    keep = int((ours.flops_mean - cost.fixed) / max(cost.blocks))  # or more: blocks differ in cost
+    high = best_static(pretrained, data, min(max(keep, 1), K - 1), workers=workers)
+    low = high
+    while low is high or (cost.of(high) < ours.flops_mean and high.sum() < K):
+        low = high
+        high = best_static(pretrained, data, int(low.sum()) + 1, workers=workers)
+    return [digits(low), digits(high)]
 
 
 def dealt_loss(model, data, ours, seed=0, workers=0):
@@ -125,16 +129,19 @@ def dealt_loss(model, data, ours, seed=0, workers=0):
 def worth_of_looking(ours, rivals):
     """What BlockDrop has more than one policy for all images at equal FLOPs: accuracy, its error.
 
-    Between two rivals the comparison is with the line through them, beyond them with the last one.
+    Between two rivals the comparison is with the line through them, below them with the lowest.
 
     ours: the `Result` of BlockDrop on the test set, its policy network paid for.
     rivals: those of policies for all images, trained as long, on the same images.
-    Returns the paired difference, a mean over images, and its standard error.
+    Returns the paired difference, a mean over images, and its standard error; None if no rival
+    costs as much as BlockDrop.
     """
     rivals = sorted(rivals, key=lambda rival: rival.flops_mean)
     below = [rival for rival in rivals if rival.flops_mean <= ours.flops_mean][-1:]
     above = [rival for rival in rivals if rival.flops_mean >= ours.flops_mean][:1]
-    low, high = (below or above)[0], (above or below)[0]
+    if not above:
+        return None
+    low, high = (below or above)[0], above[0]
     span = high.flops_mean - low.flops_mean
     share = (ours.flops_mean - low.flops_mean) / span if span else 0.0
     line = torch.lerp(low.correct.double(), high.correct.double(), share)
