@@ -93,6 +93,26 @@ def state_of(**changes):
     return state | {name: getattr(model, name).state_dict() for name in ("resnet", "policy")}, model
 
 
+OLD_NAMES = {  # of settings of format 2 -> today's
+    "drop": "pretrain_drop",
+    "alpha": "curriculum_alpha",
+    "full_fraction": "finetune_full_fraction",
+    "settle_by": "finetune_settle_by",
+}
+OLD_NAMES |= {n: f"curriculum_{n}" for n in ("fade_by", "classify", "warm_epochs", "free_by")}
+NEW_NAMES = {*OLD_NAMES.values(), "finetune_alpha", "rivals", "width", "amp"}
+
+
+def old(state, **changes):
+    """The dict of a checkpoint as it was in format 2."""
+    now = state["settings"]
+    settings = {n: v for n, v in now.items() if n not in NEW_NAMES and "schedule" not in n}
+    settings |= {before: now[name] for before, name in OLD_NAMES.items()}
+    settings |= {"schedule": "cosine", "epochs_per_checkpoint": 1, "amp": False} | changes
+    state = {name: value for name, value in state.items() if name != "bfloat16"}
+    return state | {"format": "blockdrop_min 2", "settings": settings}
+
+
 # -------------------------------------------------------------------------------------------- runs
 def short_run(out, *flags):
     """train.py in this process, without the report at its end: the exit code.

@@ -20,6 +20,7 @@ from runs import (
     in_a_process,
     interrupt,
     kill,
+    old,
     rows,
     short_run,
     watch_steps,
@@ -203,6 +204,14 @@ def test_a_run_goes_on_in_the_arithmetic_it_began_with(tmp_path, monkeypatch, ca
     assert set(seen) == {began}
     assert ("has no instructions for bfloat16" in capsys.readouterr().out) == began
     assert read(tmp_path)[0]["bfloat16"] is began
+
+
+def test_a_run_of_format_2_goes_on_with_the_same_bits(finished, tmp_path):
+    assert stop_after(5, tmp_path) == 130
+    torch.save(old(read(tmp_path)[0]), tmp_path / NAME)
+    assert stop_after(2, tmp_path) == 130
+    assert short_run(tmp_path) == 0
+    assert differences(tmp_path, finished) == []
 
 
 def test_the_same_command_again_trains_nothing_more(run, monkeypatch):

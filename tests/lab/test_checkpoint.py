@@ -11,7 +11,7 @@ import pytest
 import torch
 from disks import disk, fail
 from helpers import images, rng
-from runs import ROW, contents, in_a_process, kill, state_of
+from runs import OLD_NAMES, ROW, contents, in_a_process, kill, old, state_of
 
 from blockdrop_min import FixedPolicy, load
 from blockdrop_min.lab import checkpoint
@@ -257,29 +257,6 @@ def test_what_is_missing_is_named(tmp_path, name):
 
 
 # ---------------------------------------------------------------------------------- older versions
-OLD_NAMES = {  # of settings of format 2 -> today's
-    "drop": "pretrain_drop", "alpha": "curriculum_alpha", "fade_by": "curriculum_fade_by",
-    "classify": "curriculum_classify", "warm_epochs": "curriculum_warm_epochs",
-    "free_by": "curriculum_free_by", "full_fraction": "finetune_full_fraction",
-    "settle_by": "finetune_settle_by",
-}  # fmt: skip
-SAME = ["preset", "stages", "seed", "device", "deterministic", "workers", "data", "data_dir"]
-SAME += ["image_size", "train_images", "val_images", "family", "depth", "resnet", "policy_start"]
-SAME += ["policy_width", "policy_half_size", "policy"]
-SAME += [f"{s}_{n}" for s in ("pretrain", "curriculum", "finetune") for n in ("epochs", "batch")]
-SAME += ["pretrain_lr", "curriculum_lr", "curriculum_gamma", "curriculum_beta"]
-SAME += ["finetune_lr", "finetune_gamma", "finetune_beta"]
-
-
-def old(state, **changes):
-    """The dict of a checkpoint as it was in format 2."""
-    now = state["settings"]
-    settings = {name: now[name] for name in SAME}
-    settings |= {before: now[name] for before, name in OLD_NAMES.items()}
-    settings |= {"schedule": "cosine", "epochs_per_checkpoint": 1, "amp": False} | changes
-    return without(state, "bfloat16") | {"format": "blockdrop_min 2", "settings": settings}
-
-
 def test_a_checkpoint_of_format_2_is_that_of_today(tmp_path):
     unusual = dict.fromkeys(OLD_NAMES.values(), 0.625) | {"curriculum_warm_epochs": 0}
     state, model = state_of(**unusual, amp="off", rivals=0, finetune_alpha=0.625)
