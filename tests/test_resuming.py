@@ -8,24 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from disks import disk, fail
+from disks import at_step, disk, fail, in_a_process, interrupt, kill, watch_steps
 from helpers import assert_equal
-from runs import (
-    SHORT,
-    STEPS,
-    at_step,
-    contents,
-    differences,
-    folder_flags,
-    in_a_process,
-    interrupt,
-    kill,
-    old,
-    rows,
-    short_run,
-    watch_steps,
-    write_tree,
-)
+from runs import SHORT, STEPS, contents, differences, folder_flags, old, rows, short_run, write_tree
 
 import train
 from blockdrop_min import load, resnet

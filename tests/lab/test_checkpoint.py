@@ -9,9 +9,9 @@ import warnings
 
 import pytest
 import torch
-from disks import disk, fail
+from disks import disk, fail, in_a_process, kill
 from helpers import images, rng
-from runs import OLD_NAMES, ROW, contents, in_a_process, kill, old, state_of
+from runs import OLD_NAMES, ROW, contents, old, state_of
 
 from blockdrop_min import FixedPolicy, load
 from blockdrop_min.lab import checkpoint

@@ -14,10 +14,10 @@ import zipfile
 
 import pytest
 import torch
-from disks import disk, fail
+from disks import disk, fail, fork, in_a_process, kill, wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import contents, fork, in_a_process, kill, wait
+from runs import contents
 
 from blockdrop_min.lab import files
 from blockdrop_min.lab.files import FORMAT, RUN_FILES, locked, read_file, write_safely
