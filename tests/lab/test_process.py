@@ -58,14 +58,16 @@ def start_by_torchrun(monkeypatch, local_rank):
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
 
 
-@pytest.mark.parametrize("name", ["auto", "cuda"])
-@pytest.mark.parametrize("local_rank", [0, 1])
-def test_a_process_of_torchrun_makes_its_first_tensor_on_its_own_gpu(
+@pytest.mark.parametrize("name", ["auto", "cuda", "cpu"])
+@pytest.mark.parametrize("local_rank", [None, 0, 1])
+def test_each_process_makes_its_first_tensor_on_its_own_device(
     monkeypatch, two_gpus, name, local_rank
 ):
-    start_by_torchrun(monkeypatch, local_rank)
+    if local_rank is not None:
+        start_by_torchrun(monkeypatch, local_rank)
     process.choose_device(name)
-    assert two_gpus == [f"cuda:{local_rank}"]
+    gpu = "cuda" if local_rank is None else f"cuda:{local_rank}"
+    assert two_gpus == ["cpu" if name == "cpu" else gpu]
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_a_tensor_is_made(monkeypatch, two_gpus):
@@ -75,12 +77,6 @@ def test_a_gpu_that_is_not_there_is_refused_before_a_tensor_is_made(monkeypatch,
     with pytest.raises(ValueError, match=r"2 GPU\(s\); start as many processes"):
         process.choose_device("auto")
     assert two_gpus == []
-
-
-@pytest.mark.parametrize("name", ["auto", "cpu", "cuda"])
-def test_devices_that_are_there(two_gpus, name):
-    process.choose_device(name)
-    assert two_gpus == ["cpu" if name == "cpu" else "cuda"]
 
 
 @pytest.mark.parametrize(
@@ -268,11 +264,11 @@ def test_two_processes_end_with_the_same_bits(two):
         assert name.endswith("num_batches_tracked") or torch.equal(tensor, second[name]), name
 
 
-@pytest.mark.parametrize(("end", "last"), [(interrupt, 0), (kill(signal.SIGKILL), 2)])
-def test_two_processes_of_which_one_ends_go_on_with_the_same_bits(two, tmp_path, end, last):
+@pytest.mark.parametrize("end", [interrupt, kill(signal.SIGKILL)], ids=["Ctrl-C", "kill -9"])
+def test_two_processes_of_which_one_ends_go_on_with_the_same_bits(two, tmp_path, end):
     def member(rank):
         with pytest.MonkeyPatch.context() as patch:
-            if last == 0:
+            if end is interrupt:
                 patch.setattr(train, "SAVE_EVERY", -1)
             if rank == 1:
                 at_step(patch, 8, end)
