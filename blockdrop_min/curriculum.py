@@ -4,6 +4,7 @@ Blocks come under the policy's control from the last to the first. Read after pr
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from .policy_gradient import entropy, policy_loss
 from .policy_network import bound, force_on, greedy, sample
 from .rewards import correct_under, reward
+from .stage import Stage, fading, option
 
 
 def free_blocks(epoch, num_blocks, epochs=None):
@@ -70,10 +72,41 @@ def curriculum_step(model, x, y, free, alpha, beta, gamma, generator, classify=0
 
     correct, correct_greedy = correct_under(model.resnet, x, y, u, u_greedy, shared=forced)
     R = reward(u, correct, gamma)
-    R_greedy = reward(u_greedy, correct_greedy, gamma)
-    A = R - R_greedy  # is it better than what the policy does by itself?
+    R_greedy = reward(u_greedy, correct_greedy, gamma)  # self-critical: what will be used
+    A = R - R_greedy  # only a sample that beats it is made likelier
 
     loss = policy_loss(s_bounded, u, A) - beta * entropy(s_bounded)
     if classify:
         loss = loss + classify * F.cross_entropy(model.policy.classifier(features), y)
     return loss, {"correct": correct, "R": R, "A": A}
+
+
+@dataclass(frozen=True)
+class Curriculum(Stage):
+    """Stage 2 with its schedule: a warm start, then blocks come free and exploration fades."""
+
+    lr: float = option(2e-3, "learning rate, at its peak (Adam)", 0, 1000)
+    gamma: float = option(4.0, "penalty of a wrong prediction, in the reward", 0, 1e6)
+    beta: float = option(0.02, "weight of the entropy bonus (authors: 0.1)", 0, 1e6)
+    alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
+    fade_by: float = option(0.5, "fraction of it by which alpha is 1, beta 0; 0: never", 0, 1)
+    classify: float = option(0.3, "weight of the warm start's loss after it (paper: 0)", 0, 1e6)
+    warm_epochs: int = option(1, "first epochs, to learn to classify (paper: 0)", 0, 1_000_000)
+    free_by: float = option(0.5, "fraction that frees all blocks; 0: one an epoch (paper)", 0, 1)
+    learns = ("policy",)
+
+    def free(self, epoch, num_blocks):
+        """The blocks that the policy decides on in this epoch; none in the warm start. [K] bool"""
+        if epoch < self.warm_epochs:
+            return super().free(epoch, num_blocks)
+        opening = portion(self.free_by, self.epochs - self.warm_epochs)
+        return free_blocks(epoch - self.warm_epochs, num_blocks, opening or None)
+
+    def step(self, model, x, y, epoch, progress, generator):
+        if epoch < self.warm_epochs:
+            return warm_start_step(model, x, y)
+        fade = fading(progress, self.fade_by)
+        alpha = self.alpha + (1 - self.alpha) * fade
+        beta = self.beta * (1 - fade)
+        free = self.free(epoch, model.resnet.num_blocks)
+        return curriculum_step(model, x, y, free, alpha, beta, self.gamma, generator, self.classify)

@@ -3,6 +3,8 @@
 Read after curriculum.py. All blocks are free.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -10,6 +12,7 @@ from .curriculum import portion
 from .policy_gradient import entropy, policy_loss
 from .policy_network import bound, greedy, sample
 from .rewards import correct_under, reward
+from .stage import Stage, fading, option
 
 
 def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0):
@@ -41,7 +44,7 @@ def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0)
     correct = logits[: len(x)].argmax(1) == y
     R = reward(u, correct, gamma)
     R_greedy = reward(u_greedy, correct_greedy, gamma)
-    A = R - R_greedy
+    A = R - R_greedy  # as in the curriculum
 
     loss = policy_loss(s_bounded, u, A) - beta * entropy(s_bounded)
     loss = loss + F.cross_entropy(logits, torch.cat([y, y[:full]]))
@@ -66,3 +69,29 @@ def settled_step(model, x, y, gamma):
     correct = logits.argmax(1) == y
     R = reward(u, correct, gamma)
     return F.cross_entropy(logits, y), {"correct": correct, "R": R, "A": torch.zeros_like(R)}
+
+
+@dataclass(frozen=True)
+class Finetuning(Stage):
+    """Stage 3 with its schedule: both networks learn, then the policy settles."""
+
+    lr: float = option(1e-3, "learning rate, at its peak (Adam)", 0, 1000)
+    gamma: float = option(5.0, "penalty of a wrong prediction, in the reward", 0, 1e6)
+    beta: float = option(0.05, "weight of the entropy bonus (authors: 0)", 0, 1e6)
+    alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
+    full_fraction: float = option(0.125, "of a batch also passes with all blocks (paper: 0)", 0, 1)
+    settle_by: float = option(0.5, "fraction of it after which the policy rests; 0: never", 0, 1)
+
+    def free(self, epoch, num_blocks):
+        """All blocks. [K] bool"""
+        return torch.ones(num_blocks, dtype=torch.bool)
+
+    def step(self, model, x, y, epoch, progress, generator):
+        fade = fading(progress, self.settle_by)
+        fixed = next(model.policy.parameters(), None) is None  # a `FixedPolicy`
+        if fixed or fade == 1:
+            return settled_step(model, x, y, self.gamma)
+        alpha = self.alpha + (1 - self.alpha) * fade
+        beta = self.beta * (1 - fade)
+        full = self.full_fraction
+        return finetune_step(model, x, y, alpha, beta, self.gamma, generator, full)

@@ -1,11 +1,15 @@
-"""Stage 1: pretrain the ResNet so that it tolerates dropped blocks. Read after policy_gradient.py.
+"""Stage 1: pretrain the ResNet so that it tolerates dropped blocks. Read after stage.py.
 
 The paper starts from a plainly trained ResNet. One that has met dropped blocks gives up its blocks
 in a few epochs of curriculum instead of thousands (NOTES.md).
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+
+from .stage import Stage, option
 
 LEAST_RATE = 0.15  # images that drop blocks keep each one with a rate from U(LEAST_RATE, 1)
 
@@ -47,3 +51,19 @@ def pretrain_step(model, x, y, fraction, generator):
         u = random_policies(len(x), model.resnet.num_blocks, fraction, generator)
     logits = model.resnet(x, u, execute="sparse")
     return F.cross_entropy(logits, y), {"correct": logits.argmax(1) == y}
+
+
+@dataclass(frozen=True)
+class Pretraining(Stage):
+    """Stage 1 with its schedule: first plain training, then dropping sets in."""
+
+    lr: float = option(0.05, "learning rate, at its peak (SGD)", 0, 1000)
+    drop: float = option(0.75, "fraction of the images that drop random blocks; 0: plain", 0, 1)
+    learns = ("resnet",)
+
+    def optimizer(self, model):
+        how = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+        return torch.optim.SGD(model.resnet.parameters(), self.lr, **how)
+
+    def step(self, model, x, y, epoch, progress, generator):
+        return pretrain_step(model, x, y, drop_fraction(progress, self.drop), generator)

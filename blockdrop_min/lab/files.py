@@ -1,10 +1,9 @@
 """Files of a run: written whole or not at all, never through a link, and checked when read."""
 
+import hashlib
 import io
-import json
 import os
 import secrets
-import sys
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,18 @@ from pathlib import Path
 import torch
 
 from .process import rank
+from .program import complain
 
 try:
     import fcntl
 except ImportError:  # Windows: a folder is not locked
     fcntl = None
 
-TEMPORARY = ".blockdrop"  # how the name of a file ends that is being written
+FORMAT = "blockdrop_min 3"  # of a checkpoint; from 3 on each has a digest
+RUN_FILES = ("checkpoint.pt", "checkpoint.previous.pt", "metrics.jsonl", "settings.json")
+RUN_FILES += ("resnet.pt", ".lock")
+DIGEST = 64  # characters
+END = b"PK\5\6"  # how the last record of a zip archive begins, 22 bytes long
 
 
 def check_plain(path, follow_links=False):
@@ -32,7 +36,7 @@ def check_plain(path, follow_links=False):
 def write_safely(path, content, previous=None):
     """Writes a file whole or not at all: to a new file beside it, which then takes its name.
 
-    content: bytes, or what torch.save is to write.
+    content: bytes, or what torch.save is to write, which gets a digest.
     previous: a path that the file which stood at `path` is renamed to.
     Raises ValueError if `path` is a link or no plain file, and OSError if the disk fails; both
     leave `path` as it was.
@@ -42,8 +46,8 @@ def write_safely(path, content, previous=None):
     if not isinstance(content, bytes):
         buffer = io.BytesIO()  # torch.save itself reports a full disk as something else
         torch.save(content, buffer)
-        content = buffer.getbuffer()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+        content = sealed(buffer.getvalue())
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with open(temporary, "xb") as file:  # x: fails where anything stands, a link included
             file.write(content)
@@ -56,54 +60,75 @@ def write_safely(path, content, previous=None):
         temporary.unlink(missing_ok=True)
 
 
+def sealed(content):
+    """A file of torch.save, a zip archive, with a SHA-256 over all of it as its comment."""
+    body = content[:-2] + DIGEST.to_bytes(2, "little")  # the length of the comment stands last
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def is_sealed(content):
+    """Whether a file has a digest; ValueError if it has one that is not its own."""
+    body, digest = content[:-DIGEST], content[-DIGEST:]
+    if body[-22:-18] != END or body[-2:] != DIGEST.to_bytes(2, "little"):
+        return False
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise ValueError("its digest is not that of its content")
+    return True
+
+
 def read_file(path):
     """What a file of torch.save holds: plain types and tensors, on the CPU.
 
-    Raises ValueError, one line, if it is damaged, holds anything else or is no plain file.
+    A digest is checked where there is one, as in all files that this package writes.
+    Raises ValueError, one line, if the file is damaged, holds anything else or is no plain file,
+    and OSError or MemoryError if it cannot be read now.
     """
+    check_plain(path, follow_links=True)
     if not os.path.lexists(path):
         raise ValueError(f"{path} does not exist")
-    check_plain(path, follow_links=True)
+    content = Path(path).read_bytes()
     try:
-        with open(path, "rb") as file:
-            return torch.load(verified(file), map_location="cpu", weights_only=True)
-    except PermissionError as problem:
-        raise ValueError(f"{path} cannot be read: {problem.strerror}") from None
+        checked = is_sealed(content)
+        if not checked and zipfile.is_zipfile(io.BytesIO(content)):
+            check_records(content)
+        value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if isinstance(value, dict) and value.get("format") == FORMAT and not checked:
+            raise ValueError("its digest is missing")
+        return value
+    except MemoryError:
+        raise
     except Exception as problem:  # of many kinds, and with texts that advise to load it unsafely
+        reason = str(problem) if type(problem) is ValueError else type(problem).__name__
         fault = "it is damaged, not a file of torch.save, or holds more than plain types, tensors"
-        raise ValueError(f"{path} cannot be read ({type(problem).__name__}): {fault}") from None
+        raise ValueError(f"{path} cannot be read ({reason}): {fault}") from None
 
 
-def verified(file):
-    """The file with all its records checked; a file from before PyTorch 1.6 as it is.
+def check_records(content):
+    """ValueError unless the records of an archive are whole and not larger than the archive.
 
-    torch.save writes a CRC-32 of each record, which torch.load never looks at, and their sizes and
-    kinds, which it believes: one bit there gives it uninitialised memory for weights. So it gets a
-    new file, with what zipfile has read and checked and nothing else.
+    torch.load never looks at their CRC-32, and believes sizes that may hide gigabytes.
     """
-    zipped = file.read(4) == b"PK\x03\x04"
-    file.seek(0)
-    if not zipped:
-        return file
-    copy = io.BytesIO()
-    with zipfile.ZipFile(file) as records, zipfile.ZipFile(copy, "w") as checked:
-        if any(entry.compress_type for entry in records.infolist()):
-            raise zipfile.BadZipFile("torch.save compresses nothing; this may hide gigabytes")
-        for name in dict.fromkeys(records.namelist()):
-            checked.writestr(name, records.read(name))
-    copy.seek(0)
-    return copy
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(record.file_size for record in archive.infolist()) > len(content):
+            raise ValueError("its records are larger than the file")
+        if archive.testzip():
+            raise ValueError("a record is damaged")
 
 
 @contextmanager
 def locked(folder):
     """Keeps other runs from writing to this folder; the system frees the lock of a dead process.
 
-    Only the first process of a run locks. A disk without locks is no obstacle; a line says so.
-    Raises ValueError if another run holds the lock, or if it is a link or no plain file.
+    Only the first process of a run locks. Raises ValueError if another run holds the lock, if a
+    name of a run's files is taken by something else than a plain file, or if such files are there
+    that no run of ours has left.
     """
     path = Path(folder) / ".lock"
-    check_plain(path)
+    there = [name for name in RUN_FILES if os.path.lexists(Path(folder) / name)]
+    for name in there:
+        check_plain(Path(folder) / name)
+    if there and not {".lock", "checkpoint.pt", "checkpoint.previous.pt"} & set(there):
+        raise ValueError(f"{folder} holds {', '.join(there)} of another program; use another --out")
     with open(path, "ab") as file:
         if fcntl and rank() == 0:
             lock(file, folder)
@@ -118,25 +143,8 @@ def lock(file, folder):
         advice = "wait for its end, or use another --out"
         raise ValueError(f"another run is writing to {folder}; {advice}") from None
     except OSError as problem:
-        reason = f"{problem.strerror}; start no second run in it"
-        print(f"{folder} is not locked: {reason}", file=sys.stderr)
+        complain(folder, f"not locked ({problem.strerror}); start no second run in it")
         return
-    for leftover in Path(folder).glob(f".*{TEMPORARY}"):
-        leftover.unlink()
-
-
-def claim(folder):
-    """ValueError if a folder without a checkpoint holds files that are not ours to overwrite.
-
-    A run that was killed before its first checkpoint has left its settings.json, and may go on.
-    """
-    settings = Path(folder) / "settings.json"
-    names = [settings.name, "metrics.jsonl", "resnet.pt"]
-    there = [name for name in names if os.path.lexists(settings.with_name(name))]
-    try:
-        check_plain(settings)
-        ours = {"preset", "stages", "seed"} <= set(json.loads(settings.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):  # TypeError: no dict
-        ours = False
-    if there and not ours:
-        raise ValueError(f"{folder} holds {', '.join(there)} of another program; use another --out")
+    for name in RUN_FILES:  # written under this lock alone
+        for leftover in Path(folder).glob(f".{name}.????????.partial"):
+            leftover.unlink()

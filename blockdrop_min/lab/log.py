@@ -1,11 +1,10 @@
 """What a run prints: a row an epoch, and between rows a progress bar, or lines off a terminal."""
 
-import os
-import sys
 import time
 
-from rich.console import Console
 from rich.progress import Progress
+
+from .program import console, shown
 
 PLAIN_EVERY = 30.0  # seconds between lines of progress off a terminal
 
@@ -23,40 +22,15 @@ COLUMNS = [  # (heading, width, what of the row it shows)
 ]
 
 
-class Output:
-    """A stream that never ends a program: what it cannot encode or deliver is replaced or lost."""
-
-    def __init__(self, stream):
-        # None: it was closed before we began.
-        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
-        if hasattr(self.stream, "reconfigure"):  # a notebook's stream has no such method
-            self.stream.reconfigure(errors="replace")
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except OSError:  # `| head -1`: from now on nobody reads
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-
-
-def safe_console(**options):
-    """rich's console on standard output, whatever that is. Nothing that is printed is markup."""
-    return Console(file=Output(sys.stdout), highlight=False, markup=False, emoji=False, **options)
-
-
 class Log:
     """Prints a run's progress and rows. A context manager: the progress bar ends with it."""
 
     def __init__(self, quiet=False):
-        self.console = safe_console(soft_wrap=True, quiet=quiet)
+        self.console = console(soft_wrap=True, quiet=quiet)
         # Redirected streams, and rich's lock, would be inherited by the processes that read images.
         streams = {"redirect_stdout": False, "redirect_stderr": False}
-        shown = {"transient": True, "disable": not self.console.is_terminal}
-        self.progress = Progress(console=self.console, **shown, **streams)
+        look = {"transient": True, "disable": not self.console.is_terminal}
+        self.progress = Progress(console=self.console, **look, **streams)
         self.task = self.progress.add_task("starting")
         self.last_line = time.monotonic()
 
@@ -69,7 +43,7 @@ class Log:
 
     def say(self, text):
         """A line of text."""
-        self.console.print(text)
+        self.console.print(shown(text, 2000))
 
     def head(self):
         """The headings of the columns."""
@@ -79,21 +53,20 @@ class Log:
         """The row of an epoch, as metrics.jsonl has it."""
         self.say(" ".join(f"{show(row):>{width}}" for _, width, show in COLUMNS))
 
-    def epoch(self, stage, epoch, steps, done):
+    def epoch(self, name, epoch, epochs, steps, done):
         """Begins an epoch of `steps` steps of which `done` are done."""
-        self.name = f"{stage.name} {epoch + 1}/{stage.epochs}"
-        self.steps = steps
-        self.done = done
-        self.begun = time.monotonic()
+        self.name = f"{name} {epoch + 1}/{epochs}"
         self.progress.reset(self.task, description=self.name, total=steps, completed=done)
 
-    def step(self, step):
-        """Says that steps 0 .. step - 1 of the epoch are done."""
-        self.progress.update(self.task, completed=step)
+    def step(self):
+        """Says that one step more of the epoch is done."""
+        self.progress.advance(self.task)
         now = time.monotonic()
         if self.console.is_terminal or now - self.last_line < PLAIN_EVERY:
             return
-        left = (now - self.begun) / max(1, step - self.done) * (self.steps - step)
         self.last_line = now
-        progress = f"step {step}/{self.steps}, {left:.0f} s left in this epoch"
-        self.say(f"{time.strftime('%T')} {self.name}: {progress}")
+        task = self.progress.tasks[0]
+        left = (
+            "" if task.time_remaining is None else f", {task.time_remaining} s left in this epoch"
+        )
+        self.say(f"{time.strftime('%T')} {self.name}: step {task.completed}/{task.total}{left}")

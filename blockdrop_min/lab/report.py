@@ -1,0 +1,2 @@
+def main(names, **options):
+    return 0
