@@ -22,28 +22,23 @@ def main():
     parser = argparse.ArgumentParser(prog="python tests/assignments", description=__doc__)
     commands = parser.add_subparsers(required=True)
     made = commands.add_parser("make", help="write OUT/student and OUT/grader, and prove them")
-    made.add_argument("out", metavar="OUT")
+    made.add_argument("out", metavar="OUT", type=Path)
     made.set_defaults(run=make)
-    graded = commands.add_parser("grade", help="grade students' folders and zips")
+    graded = commands.add_parser("grade", help="grade students' folders or zips")
     graded.add_argument("submissions", nargs="+", metavar="SUBMISSION")
     graded.set_defaults(run=grade)
-    graded.add_argument(
-        "--json",
-        type=Path,
-        metavar="PATH",
-        dest="json_path",
-        help="Gradescope's file; of several submissions a folder for these",
-    )
+    text = "Gradescope's file; of several submissions a folder for these"
+    graded.add_argument("--json", type=Path, metavar="PATH", dest="json_path", help=text)
     graded.add_argument("--csv", type=Path, metavar="FILE", dest="csv_file", help="the table")
-    graded.add_argument(
-        "--at-once", type=int, default=os.cpu_count(), metavar="N", help="processes"
-    )
+    text = "so many tasks at once"
+    graded.add_argument("--at-once", type=int, default=os.cpu_count(), metavar="N", help=text)
     for command in (made, graded):
         command.add_argument("--tasks", type=int, nargs="+", default=(), help="these only")
         command.add_argument("--secret", type=int, help="seed of the examples, one a term")
     asked = vars(parser.parse_args())
     if "submissions" in asked:
         asked["submissions"] = named(asked["submissions"])
+    asked |= {name: path.absolute() for name, path in asked.items() if isinstance(path, Path)}
     try:
         return asked.pop("run")(**asked)
     except (ValueError, OSError, NotGraded) as problem:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import cut
 import hypothesis.strategies
+import pytest
 import screen
 
 HERE = Path(__file__).parent
@@ -34,23 +35,22 @@ class Laws:
     """A plugin of pytest: hands the laws that were collected to `work`, which may run some."""
 
     def __init__(self, work):
-        self.work = work
-        self.results = {}
+        self.work, self.results, self.found, self.problem = work, {}, None, None
 
     def pytest_runtestloop(self, session):
         self.items = {item.nodeid: item for item in session.items}
-        hypothesis.given(hypothesis.strategies.none())(lambda _: None)()  # slow once; before forks
+        hypothesis.given(hypothesis.strategies.none())(lambda _: None)()  # slow once: before a fork
         gc.freeze()
         try:
-            self.found, self.problem = self.work(self), None
-        except BaseException as problem:  # raised again in `collect`; pytest would keep it
+            self.found = self.work(self)
+        except BaseException as problem:  # pytest would keep it; `collect` raises it again
             self.problem = problem
         return True
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or not report.passed:
-            result = {"outcome": report.outcome, "text": str(report.longrepr)[-6000:]}
-            self.results[report.nodeid] = result | {"needs": sorted(builtins.NEEDS)}
+            text, needs = str(report.longrepr)[-6000:], sorted(builtins.NEEDS)
+            self.results[report.nodeid] = {"outcome": report.outcome, "text": text, "needs": needs}
 
     def run(self, wanted):
         """Runs laws in this process: {law: {"outcome", "text", "needs"}}."""
@@ -59,17 +59,13 @@ class Laws:
             builtins.NEEDS.clear()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         missing = {"outcome": "not reached", "text": ""}
-        return dict.fromkeys(wanted, missing) | self.results
+        return {law: self.results.get(law, missing) for law in wanted}
 
 
 def collect(folder, files, work, *options):
     """Collects the laws of files of a folder with pytest, and returns what work(laws) returns."""
-    os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(folder)
     sys.path[:0] = [str(folder), f"{folder}/tests"]
-    sys.dont_write_bytecode = True
-    import pytest
-
     raises, laws = pytest.raises, Laws(work)
     pytest.raises = lambda *kinds, match=None, **more: raises(*kinds, **more)  # any words will do
     options = ["-p", "no:terminal", "-p", "no:cacheprovider", f"--rootdir={folder}", "-s", *options]
@@ -84,10 +80,10 @@ def child(work, seconds, closed, sending):
     """Does work() within limits, and sends what it returns."""
     import resource
 
-    limits = {"CPU": seconds, "DATA": 6 * 2**30, "FSIZE": 2**27, "CORE": 0}
-    for what, most in (limits | {"NOFILE": 0} if closed else limits).items():
-        hard = most + 5 if what == "CPU" else most  # at the first it is told, at the second killed
-        resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (most, hard))
+    limits = {"DATA": 6 * 2**30, "FSIZE": 2**27, "CORE": 0} | ({"NOFILE": 0} if closed else {})
+    for what, most in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))  # it is told, then killed
     sending.send_bytes(json.dumps(work()).encode())
     os._exit(0)
 
@@ -102,19 +98,18 @@ def apart(jobs, at_once=1):
         yield from ((key, work(), "") for key, work, _, _ in jobs)
         return
     context, running, jobs = multiprocessing.get_context("fork"), {}, iter(jobs)
-    sys.stdout.flush()
     while True:
-        for key, work, seconds, closed in itertools.islice(jobs, at_once - len(running)):
+        for key, *given in itertools.islice(jobs, at_once - len(running)):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=child, args=(work, seconds, closed, theirs))
+            process = context.Process(target=child, args=(*given, theirs))
             process.start()
             theirs.close()
-            running[ours] = key, process, time.monotonic()
+            running[ours] = key, process, time.monotonic() + PATIENCE
         if not running:
             return
         ready = multiprocessing.connection.wait(running, timeout=5)
-        for ours, (key, process, begun) in list(running.items()):
-            if ours not in ready and time.monotonic() - begun > PATIENCE:
+        for ours, (key, process, end) in list(running.items()):
+            if ours not in ready and time.monotonic() > end:
                 process.kill()
             elif ours not in ready:
                 continue
@@ -146,29 +141,28 @@ def hint(task, law):
     return next(text for word, text in task["look"].items() if word in law)
 
 
-def read(task, folder):
-    """The syntax trees of the files of a task: {file: tree}."""
-    return {file: ast.parse((folder / file).read_bytes(), file) for file in task["functions"]}
+def functions(task):
+    """The functions of a task, (file, name) of each."""
+    return [(file, name) for file, names in task["functions"].items() for name in names]
 
 
 def holes(task, trees):
-    """The functions of a task that are open, and those in which the hole's line still stands."""
-    hole, found = ast.unparse(ast.parse(task["hole"])), ([], [])
-    for file, names in task["functions"].items():
-        for name in names:
-            body = cut.body(trees[file], name, task.get("guards", True))
-            if hole in body:
-                found[body != hole].append(name)
-    return found
+    """The functions of a task that are open, and those in which the hole's line still stands.
+
+    trees: {file: its syntax tree}.
+    """
+    hole, guards = ast.unparse(ast.parse(task["hole"])), task.get("guards", True)
+    bodies = {name: cut.body(trees[file], name, guards) for file, name in functions(task)}
+    left = [name for name in bodies if bodies[name] == hole]
+    return left, [name for name in bodies if hole in bodies[name] and name not in left]
 
 
 def complaints(task, trees):
     """What is not allowed in a task's functions: a list of lines."""
-    said = []
-    for file, names in task["functions"].items():
-        lines = [line for name in names for line in screen.complaints(cut.find(trees[file], name))]
-        said += [f"not allowed: {file}, {line}" for line in lines]
-    return said
+    found = [
+        (f, line) for f, n in functions(task) for line in screen.complaints(cut.find(trees[f], n))
+    ]
+    return [f"not allowed: {file}, {line}" for file, line in found]
 
 
 def changes(around):
@@ -186,25 +180,25 @@ def cause(law, text):
     """Why a law does not hold: what it waits for, or where in the student's code; or its name."""
     waits = re.search(r"NotImplementedError: (task \d+)", text)
     where = re.findall(r"^((?:blockdrop_min|answers)\S+:\d+): ", text, re.MULTILINE)
-    errors = re.findall(r"^E +(.*\S)", text, re.MULTILINE)
-    name = law.split("[")[0]
-    return f"waits for {waits[1]}" if waits else f"{where[-1]}: {errors[:1]}" if where else name
-
-
-def report(task, laws, results):
-    """Prints laws that do not hold for one cause: they are broken, or wait for a function."""
-    law, text = laws[0], results[laws[0]]["text"]
-    others = len({law.split("[")[0] for law in laws}) - 1
-    more = f" (and {others} more)" if others else ""
-    why = cause(law, text)
-    if why.startswith("waits"):
-        print(f"   . {sentence(law)}{more}\n       {why}")
-        return
-    print(
-        f"   x {sentence(law)}{more}\n       look at: {hint(task, law)}\n       {law.split('[')[0]}"
+    if waits:
+        return f"waits for {waits[1]}"
+    return "\n".join(
+        where[-1:] + re.findall(r"^E +(.*\S)", text, re.MULTILINE)[:1]
+        if where
+        else [law.split("[")[0]]
     )
-    errors = re.findall(r"^E +(.*\S)", text, re.MULTILINE)[:8] or [results[law]["outcome"]]
-    for line in (why.split(": ")[0], *errors) if ": " in why else errors:
+
+
+def report(task, laws, text):
+    """Prints laws that do not hold for one cause: they are broken, or wait for a function."""
+    others, why = len({law.split("[")[0] for law in laws}) - 1, cause(laws[0], text)
+    waits = why.startswith("waits")
+    print(
+        f"   {'.' if waits else 'x'} {sentence(laws[0])}{f' (and {others} more)' if others else ''}"
+    )
+    print(f"       {why if waits else 'look at: ' + hint(task, laws[0])}")
+    errors = re.findall(r"^E +(.*\S)", text, re.MULTILINE)[:8]
+    for line in () if waits else (laws[0].split("[")[0], *why.split("\n")[:-1], *errors):
         print(f"         {line[:110]}")
 
 
@@ -215,13 +209,13 @@ def main(arguments):
         raise ValueError(f"give the number of one task: {', '.join(tasks)}")
     task = tasks[arguments[0]]
     print(f"{task['number']}. {task['title']}")
-    trees = read(task, HERE)
+    trees = {file: ast.parse((HERE / file).read_bytes(), file) for file in task["functions"]}
     left, standing = holes(task, trees)
     if left:
         print("   not written yet:", ", ".join(left))
     if standing:
         print(f"   `{task['hole'].strip()}` still stands in {', '.join(standing)}")
-    if left and len(left) == sum(map(len, task["functions"].values())):
+    if left and len(left) == len(functions(task)):
         return 3
     refused = complaints(task, trees) + changes(table["around"])
     if refused:
@@ -231,20 +225,18 @@ def main(arguments):
     def work(laws):
         return next(apart([(0, partial(laws.run, task["laws"]), SECONDS, False)]))
 
-    files = sorted({law.split("::")[0] for law in task["laws"]})
+    files = dict.fromkeys(law.split("::")[0] for law in task["laws"])
     _, results, problem = collect(HERE, files, work, "--hypothesis-profile=quick")
     broken, causes = [law for law in results or () if results[law]["outcome"] != "passed"], {}
     for law in broken:
         causes.setdefault(cause(law, results[law]["text"]), []).append(law)
     for laws in causes.values():
-        report(task, laws, results)
-    count = len(task["laws"])
-    print(f"   {0 if problem else count - len(broken)} of {count} laws hold   {problem}")
+        report(task, laws, results[laws[0]]["text"])
+    count = len(results or ())
+    print(f"   {count - len(broken)} of {len(task['laws'])} laws hold   {problem}")
     if task["unseen"]:
         print(f"   graded, too, but not shown: {'; '.join(map(sentence, task['unseen'][:2]))}; ...")
-    if problem.startswith(AGAIN):
-        return 2
-    return int(bool(broken or problem))
+    return 2 if problem.startswith(AGAIN) else int(bool(broken or problem))
 
 
 if __name__ == "__main__":

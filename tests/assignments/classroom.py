@@ -7,19 +7,18 @@ import inspect
 import json
 import operator
 import os
-import re
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
+import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import cut
-from check import AGAIN, SECONDS, apart, collect, complaints, hint, holes, sentence
+from check import AGAIN, SECONDS, apart, collect, complaints, functions, hint, holes, sentence
 
 try:
     import tomllib
@@ -32,6 +31,7 @@ KNOWN = HERE / "made.json"  # in an instructor's folder: tasks, secret, what `ne
 MADE = json.loads(KNOWN.read_text()) if KNOWN.exists() else {"secret": 0}
 TABLE = tomllib.loads((HERE / "tasks.toml").read_text())
 TASKS = TABLE["task"]
+EVERY = [TABLE["hidden"], *TASKS]  # by number
 IGNORED = shutil.ignore_patterns("__pycache__", ".*", "runs", "data")
 
 
@@ -69,69 +69,57 @@ def solve(folder, task, answers):
 
 
 def with_reference(work, secret=0):
-    """What work(laws, sources) returns while the solved code is imported, its laws collected.
+    """What work(laws, trees) returns while the solved code is imported, its laws collected.
 
-    sources: {file: text} of the files that have functions of tasks.
+    trees: {file: its syntax tree} of the files that have functions of tasks.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = lay_out(Path(temporary).resolve())
-        files = {file for task in [TABLE["hidden"], *TASKS] for file in task["functions"]}
-        sources = {file: (folder / file).read_text() for file in files}
+        files = {file for task in EVERY for file in task["functions"]}
+        trees = {file: ast.parse((folder / file).read_text()) for file in files}
         files = dict.fromkeys(file for task in TASKS for file in task["laws"])
         options = ("--hypothesis-profile=graded", f"--hypothesis-seed={secret}")
-        return collect(folder, files, lambda laws: work(laws, sources), *options)
+        return collect(folder, files, lambda laws: work(laws, trees), *options)
 
 
-def function_of(file, name):
-    """A function of what is imported from a file of the working directory."""
+def put(trees, file, name, statements):
+    """Gives a function of what is imported another body.
+
+    trees: of the reference, in which the function is changed, too.
+    """
+    function = cut.find(trees[file], name)
+    function.body = statements
+    code = compile(ast.Module([function], []), file, "exec", dont_inherit=True)
     path = os.path.abspath(file)
-    modules = [m for m in [*sys.modules.values()] if getattr(m, "__file__", None) == path]
-    return inspect.unwrap(operator.attrgetter(name)(modules[0]))
+    module = next(m for m in [*sys.modules.values()] if getattr(m, "__file__", None) == path)
+    code = next(const for const in code.co_consts if isinstance(const, types.CodeType))
+    inspect.unwrap(operator.attrgetter(name)(module)).__code__ = code
 
 
-def put(sources, functions, new):
-    """Gives functions {file: names} of what is imported the bodies new(file, name)."""
-    for file, names in functions.items():
-        source = cut.replace_bodies(sources[file], {name: new(file, name) for name in names})
-        code = compile(source, file, "exec", dont_inherit=True)
-        for name in names:
-            function_of(file, name).__code__ = cut.code_of(code, name)
-
-
-def needs_of_laws(laws, sources):
+def needs_of_laws(laws, trees):
     """{law: numbers of the tasks whose functions it calls; 0 is for what is hidden}.
 
     Runs all laws once on the reference. Raises ValueError if one does not hold there.
     """
     if "needs" in MADE:
         return MADE["needs"]
-    hidden = [f"{f}::{name}" for f, names in TABLE["hidden"]["functions"].items() for name in names]
 
-    def noted(wanted):
-        trees = {file: ast.parse(source) for file, source in sources.items()}
-        for number, task in enumerate([TABLE["hidden"], *TASKS]):
-            note = f'__import__("builtins").NEEDS.add({number})\n'
-            called = {
-                file: [name for name in names if not name.startswith("test_")]
-                for file, names in task["functions"].items()
-            }
-            put(sources, called, lambda f, n, note=note: note + cut.body(trees[f], n))
-        return laws.run(wanted)
+    def noted():
+        for number, task in enumerate(EVERY):
+            note = ast.parse(f'__import__("builtins").NEEDS.add({number})').body
+            for file, name in functions(task):
+                if not name.startswith("test_"):
+                    put(trees, file, name, note + cut.statements(trees[file], name))
+        return laws.run([*laws.items])
 
-    jobs, needs = {}, {}
-    for law in laws.items:
-        jobs.setdefault(law.split("::")[0], []).append(law)
-    jobs = [(file, partial(noted, found), 20 * SECONDS, False) for file, found in jobs.items()]
-    for file, results, problem in apart(jobs, 2):
-        if problem.startswith(AGAIN):
-            raise NotGraded(problem)
-        broken = [law for law in results or () if results[law]["outcome"] == "failed"]
-        if broken or problem:
-            raise ValueError(f"the reference breaks laws of {file}: {problem} {broken}")
-        for law, result in results.items():
-            needed = [*result["needs"], *[0] * (law.split("[")[0] in hidden)]
-            needs |= {law: needed} if needed else {}
-    return needs
+    _, results, problem = next(apart([(0, noted, 60 * SECONDS, False)]))
+    broken = [law for law in results or () if results[law]["outcome"] == "failed"]
+    if broken or problem:
+        again = NotGraded if problem.startswith(AGAIN) else ValueError
+        raise again(f"the reference breaks laws: {problem} {broken}")
+    hidden = {"::".join(function) for function in functions(TABLE["hidden"])}
+    needs = {law: results[law]["needs"] + [0] * (law.split("[")[0] in hidden) for law in results}
+    return {law: needed for law, needed in needs.items() if needed}
 
 
 def with_laws(needs, chosen=()):
@@ -152,6 +140,8 @@ def with_laws(needs, chosen=()):
         given = {
             "number": number,
             "hole": task.get("hole", said),
+            "files": task.get("files", []),
+            "seconds": task.get("seconds", SECONDS),
             "laws": [law for law in mine if 0 not in needs.get(law, [])],
             "unseen": [law for law in mine if 0 in needs.get(law, [])],
         }
@@ -214,9 +204,9 @@ def prove(student, tasks, bodies, say):
             say(" ".join(said.split("\n")[:2]))
 
 
-def make(out, tasks=(), secret=0, say=print):
+def make(out, tasks=(), secret=None, say=print):
     """Writes out/student and out/grader. Raises ValueError if something is not right."""
-    out = Path(out).resolve()
+    out = out.resolve()
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name a new folder")
     needs = with_reference(needs_of_laws)
@@ -228,120 +218,97 @@ def make(out, tasks=(), secret=0, say=print):
 
     grader = shutil.copytree(ROOT, out / "grader", ignore=ignored)
     shutil.copytree(HERE / "gradescope", grader, dirs_exist_ok=True)
-    made = {"tasks": [task["number"] for task in tasks], "needs": needs, "secret": secret}
+    made = {"tasks": [task["number"] for task in tasks], "needs": needs, "secret": secret or 0}
     (grader / KNOWN.relative_to(ROOT)).write_text(json.dumps(made))
     say(f"done: {out}/student and {grader}")
     return 0
 
 
-# -------------------------------------------------------------------------------------- submissions
-def files_in(path):
-    """{name: how to open it} of the plain files in a folder or a zip; links are not followed."""
-    if path.is_dir():
-        found = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
-        plain = [file for file in found if stat.S_ISREG(file.lstat().st_mode)]
-        return {file.relative_to(path).as_posix(): partial(file.open, "rb") for file in plain}
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path.name} is neither a folder nor a zip")
-    archive = zipfile.ZipFile(path)
-    return {info.filename: partial(archive.open, info) for info in archive.infolist()}
-
-
+# -------------------------------------------------------------------------------------------- grade
 def taken(path):
     """{file: bytes} of all that is graded in a submission, a folder or a zip.
 
     It may lie in the only folder, or zip, of the submission. A file that is missing, no plain one
     or too large is left out. Raises ValueError if nothing is there.
     """
-    path.stat()  # OSError if it is not there
-    wanted = {file: 2**20 for task in TASKS for file in task["functions"]}
-    wanted |= {file: 100 * 2**20 for task in TASKS for file in task.get("files", [])}
-    names = {n: o for n, o in files_in(path).items() if not re.search(r"(^|/)(\.|__MACOSX)", n)}
-    top = ""
-    while not wanted.keys() & {name.removeprefix(top) for name in names}:
-        inner = {name.removeprefix(top).partition("/") for name in names if name.startswith(top)}
-        folders, zips = (
-            {n for n, slash, _ in inner if slash},
-            [n for n in names if n.endswith(".zip")],
-        )
-        if len(folders) == 1:
-            top += f"{folders.pop()}/"
-        elif len(zips) == 1 and path.is_dir():
-            return taken(path / zips[0])
-        else:
+    place = path.resolve(strict=True)
+    place = place if place.is_dir() else zipfile.Path(place)
+    while not any((place / name).exists() for name in ("answers.py", "blockdrop_min", "runs")):
+        inner = [one for one in place.iterdir() if not one.name.startswith((".", "__MACOSX"))]
+        inner = [one for one in inner if one.is_dir() or one.name.endswith(".zip")]
+        if len(inner) != 1:
             raise ValueError("hand in the folder that has check.py in it, as it is or as a zip")
+        place = inner[0] if inner[0].is_dir() else zipfile.Path(inner[0].open("rb"))
+    most = {file: 2**20 for task in TASKS for file in task["functions"]}
+    most |= {file: 100 * 2**20 for task in TASKS for file in task.get("files", [])}
     found = {}
-    for file, most in wanted.items():
-        if top + file in names:
-            with names[top + file]() as opened:
-                data = opened.read(most + 1)
-            found |= {file: data} if len(data) <= most else {}
-    return found
+    for file, one in ((file, place / file) for file in most):
+        linked = isinstance(one, Path) and one.resolve() != one
+        if one.is_file() and not linked:
+            with one.open("rb") as opened:
+                found[file] = opened.read(most[file] + 1)
+    return {file: data for file, data in found.items() if len(data) <= most[file]}
 
 
-def attempt(laws, sources, task, files, wanted):
-    """Runs laws on a submission in this process: {"refused": why, "results": see `Laws.run`}.
+def attempt(laws, trees, task, files, wanted):
+    """Runs laws on a submission in this process: (why it is refused or "", see `Laws.run`).
 
     The task's functions get the submission's bodies; those of later tasks become open.
+
+    files: as `taken` gives them, or why there are none.
     """
-
-    def hole(*_, **__):
-        raise NotImplementedError
-
-    absent = [f for f in [*task["functions"], *task.get("files", [])] if f not in files]
+    missing = [file for file in [*task["functions"], *task["files"]] if file not in files]
     try:
-        if isinstance(files, str):
-            raise ValueError(files)
-        if absent:
-            raise ValueError(f"{', '.join(absent)}: missing, not a plain file, or too large")
-        trees = {file: ast.parse(files[file], file) for file in task["functions"]}
-        left, _ = holes(task, trees)
-        if left and len(left) == sum(map(len, task["functions"].values())):
+        if missing:
+            given = ", ".join(missing) + ": missing, not a plain file, or too large"
+            raise ValueError(given if isinstance(files, dict) else files)
+        theirs = {file: ast.parse(files[file], file) for file in task["functions"]}
+        left, _ = holes(task, theirs)
+        if left and len(left) == len(functions(task)):
             raise ValueError("not begun")
-        refused = complaints(task, trees)
-        if refused:
-            raise ValueError("\n".join(refused))
-        put(sources, task["functions"], lambda file, name: cut.body(trees[file], name))
+        if complaints(task, theirs):
+            raise ValueError("\n".join(complaints(task, theirs)))
+        for file, name in functions(task):
+            put(trees, file, name, cut.statements(theirs[file], name))
     except (ValueError, SyntaxError, MemoryError, RecursionError) as problem:
-        return {"refused": str(problem) or type(problem).__name__, "results": {}}
+        return str(problem) or type(problem).__name__, {}
     for later in TASKS[task["number"] :]:
-        for file, names in later["functions"].items():
-            for name in names:
-                function_of(file, name).__code__ = hole.__code__
+        for file, name in functions(later):
+            put(trees, file, name, ast.parse("raise NotImplementedError").body)
     os.chdir(tempfile.mkdtemp(dir="."))
-    for file in task.get("files", []):
+    for file in task["files"]:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_bytes(files[file])
-    return {"refused": "", "results": laws.run(wanted)}
+    return "", laws.run(wanted)
 
 
-def judged(task, wanted, broken, problem=""):
+def judged(task, broken, problem=""):
     """Gradescope's dict of a task.
 
     Its share of the points: 0 without the essential laws, 0.4 with them, 0.7 with all that are
     shown, 1 with all.
 
-    wanted: the laws that were to run.
-    broken: those of them that do not hold.
+    broken: the laws that do not hold.
     problem: why none counts.
     """
     lost = problem or set(map(key, broken)) & set(task["essential"])
     share = 0 if lost else 0.4 if set(broken) & set(task["laws"]) else 0.7 if broken else 1
-    shown = dict.fromkeys(law.split("[")[0] for law in broken if law not in task["unseen"])
+    names = dict.fromkeys(law.split("[")[0] for law in broken)
+    shown = [law for law in names if not any(one.startswith(law) for one in task["unseen"])]
     lines = [f"broken: {sentence(law)}\n  look at: {hint(task, law)}" for law in shown]
-    unseen = dict.fromkeys(sentence(law.split("[")[0]) for law in broken if law in task["unseen"])
-    lines += [f"broken: {len(unseen)} of the laws that are not shown"] * bool(unseen)
+    unseen = [sentence(law) for law in names if law not in shown]
+    lines += [f"broken: {len(unseen)} of the laws that are not shown"] if unseen else []
     return {
         "number": str(task["number"]),
         "name": task["title"],
         "score": None if problem.startswith(AGAIN) else round(share * task["points"], 2),
         "max_score": task["points"],
         "output": problem or "\n".join(lines)[:4000] or "all laws hold",
-        "extra_data": {"broken": broken, "unseen": list(unseen)},
+        "extra_data": {"broken": broken, "unseen": unseen},
     }
 
 
-def graded(laws, sources, jobs, at_once=1):
+def graded(laws, trees, jobs, at_once=1):
     """Grades tasks in processes of their own. Yields (key, Gradescope's dict) as each is done.
 
     jobs: (key, task, files as `taken` gives them, laws; none: all of the task).
@@ -351,23 +318,22 @@ def graded(laws, sources, jobs, at_once=1):
     def attempts():
         for name, task, files, only in jobs:
             tried[name] = task, only or [*task["laws"], *task["unseen"]]
-            work = partial(attempt, laws, sources, task, files, tried[name][1])
-            yield name, work, task.get("seconds", SECONDS), "files" not in task
+            work = partial(attempt, laws, trees, task, files, tried[name][1])
+            yield name, work, task["seconds"], not task["files"]
 
     for name, found, problem in apart(attempts(), at_once):
-        task, wanted = tried.pop(name)
-        results = found["results"] if found else {}
+        (task, wanted), (refused, results) = tried.pop(name), found or ("", {})
         broken = [law for law in wanted if results.get(law, {}).get("outcome") != "passed"]
-        yield name, judged(task, wanted, broken, problem or found["refused"])
+        yield name, judged(task, broken, problem or refused)
 
 
-def results_json(tests):
-    """Gradescope's results.json, in which broken unseen laws stand in an entry of their own."""
-    unseen = [(test["name"], law) for test in tests for law in test["extra_data"]["unseen"]]
+def write_results(file, tests):
+    """Writes Gradescope's results.json. Broken unseen laws stand in an entry of their own."""
+    unseen = [f"broken: {t['name']}: {law}" for t in tests for law in t["extra_data"]["unseen"]]
     late = {"name": "Laws that are not shown", "score": 0, "max_score": 0}
-    late |= {"output": "\n".join(map("broken: {0[0]}: {0[1]}".format, unseen))}
-    late |= {"visibility": TABLE["unseen_visibility"]}
-    return json.dumps({"tests": [*tests, *[late] * bool(unseen)]}, indent=1)
+    late |= {"output": "\n".join(unseen), "visibility": TABLE["unseen_visibility"]}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"tests": [*tests, *([late] if unseen else [])]}, indent=1))
 
 
 def table(tasks, found, notes):
@@ -380,9 +346,9 @@ def table(tasks, found, notes):
     for name, tests in found.items():
         scores[name] = [tests.get(task["number"], {}).get("score") for task in tasks]
     for name, points in scores.items():
-        cells = ["?" if one is None else f"{one:g}" for one in points]
-        total = "?" if None in points else f"{sum(points):g}"
-        rows.append([name, *cells, total, notes.get(name, "")])
+        total = None if None in points else sum(points)
+        cells = ["?" if one is None else f"{one:g}" for one in (*points, total)]
+        rows.append([name, *cells, notes.get(name, "")])
     return rows
 
 
@@ -406,46 +372,36 @@ def grade(submissions, tasks=(), secret=None, json_path=None, csv_file=None, at_
             except Exception as problem:  # whatever a zip may raise
                 files = notes[name] = f"nothing taken: {problem}"
             for file in [file for file in files if file.endswith(".pt")]:
-                same = runs.setdefault(hashlib.sha256(files[file]).hexdigest(), name)
+                same = runs.setdefault(hashlib.sha256(files[file]).digest(), name)
                 notes[name] += f"{file} is that of {same}. " if same != name else ""
             yield from (((name, task["number"]), task, files, ()) for task in chosen)
 
-    def work(laws, sources):
-        chosen = with_laws(needs_of_laws(laws, sources), tasks)
-        for (name, number), test in graded(laws, sources, jobs(chosen), at_once):
+    def work(laws, trees):
+        chosen = with_laws(needs_of_laws(laws, trees), tasks)
+        for (name, number), test in graded(laws, trees, jobs(chosen), at_once):
             found[name][number] = test
-            if len(found[name]) == len(chosen):
-                found[name] = {task["number"]: found[name][task["number"]] for task in chosen}
-                tell(name, [*found[name].values()])
+            tests = [found[name][n] for n in sorted(found[name])]
+            if len(tests) == len(chosen):
+                print(f"graded {name}", file=sys.stderr, flush=True)
+                if json_path and all(test["score"] is not None for test in tests):
+                    several = len(found) > 1
+                    write_results(json_path / f"{name}.json" if several else json_path, tests)
         return chosen
-
-    def tell(name, tests):
-        scores = [test["score"] for test in tests]
-        done = sum(len(tests) == len(scores) for tests in found.values())
-        print(f"graded {name}, {done} of {len(found)}", file=sys.stderr, flush=True)
-        if json_path and None not in scores:
-            several = len(submissions) > 1 or json_path.is_dir()
-            file = json_path / f"{name}.json" if several else json_path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(results_json(tests))
 
     secret = MADE["secret"] if secret is None else secret
     rows = table(with_reference(work, secret), found, notes)
     if csv_file:
         with csv_file.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
-    if len(found) > 1:
-        wide = max(len(row[0]) for row in rows)
-        for name, *cells, note in rows:
-            print(name.ljust(wide), *(str(cell).rjust(4) for cell in cells), "", note)
-    else:
-        for test in [test for tests in found.values() for test in tests.values()]:
-            score = "?" if test["score"] is None else f"{test['score']:g}"
-            first = test["output"].splitlines()[0]
-            print(
-                f"{test['number']:>2}. {test['name']:40} {score:>4} of {test['max_score']:<4}{first}"
+    for tests in found.values() if len(found) == 1 else ():
+        for number, test in sorted(tests.items()):
+            points, first = (
+                f"{test['score']} of {test['max_score']}",
+                test["output"].splitlines()[0],
             )
-        print(f"{rows[-1][0]}: {rows[-1][-2]} of {rows[1][-2]}   {rows[-1][-1]}")
-    graded_all = all(len(tests) == len(rows[0]) - 3 for tests in found.values())
+            print(f"{number:>2}. {test['name']:40} {points:>10}   {first}")
+    wide = max(len(name) for name, *_ in rows)
+    for name, *cells, note in rows:
+        print(name.ljust(wide), *(f"{cell:>4}" for cell in cells), "", note)
     again = any(test["score"] is None for tests in found.values() for test in tests.values())
-    return 4 if again else 0 if graded_all else 2
+    return 4 if again else 0 if all(found.values()) else 2

@@ -7,7 +7,6 @@ in the code: what is cut is a function's body, as it is at that moment.
 import ast
 import hashlib
 import re
-import types
 
 LEAST = 14  # nodes of a syntax tree from which on two equal ones are no accident
 
@@ -20,14 +19,6 @@ def find(tree, name):
         if tree is None:
             raise ValueError(f"the function {name} is missing")
     return tree
-
-
-def code_of(code, name):
-    """The code of the function of this name in the code of a module."""
-    for part in name.split("."):
-        inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-        code = [const for const in inner if const.co_name == part][-1]
-    return code
 
 
 def is_guard(statement):
@@ -60,10 +51,15 @@ def replace_bodies(source, bodies, guards=False):
     return "\n".join(lines)
 
 
-def body(tree, name, guards=False):
-    """A function's body as text, without its docstring and, if `guards`, without refusals."""
+def statements(tree, name, guards=False):
+    """A function's body without its docstring and, if `guards`, without refusals: syntax trees."""
     function = find(tree, name)
-    return "\n".join(map(ast.unparse, function.body[kept_statements(function, guards) :]))
+    return function.body[kept_statements(function, guards) :]
+
+
+def body(tree, name, guards=False):
+    """The same as text."""
+    return "\n".join(map(ast.unparse, statements(tree, name, guards)))
 
 
 def rest(source, names):
