@@ -5,17 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from classroom import NotGraded, grade, make
-
-
-def named(paths):
-    """{name: path} of submissions: the last part of each path, or all of it if that is no name."""
-    paths = [Path(path).resolve() for path in paths]
-    short = [path.name.removesuffix(".zip") for path in paths]
-    longer = [str(path).strip("/").replace("/", "_") for path in paths]
-    return {
-        a if short.count(a) == 1 else b: p for a, b, p in zip(short, longer, paths, strict=True)
-    }
+from classroom import NotGraded, grade, make, named
 
 
 def main():

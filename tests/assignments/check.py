@@ -68,7 +68,14 @@ def collect(folder, files, work, *options):
     sys.path[:0] = [str(folder), f"{folder}/tests"]
     raises, laws = pytest.raises, Laws(work)
     pytest.raises = lambda *kinds, match=None, **more: raises(*kinds, **more)  # any words will do
-    options = ["-p", "no:terminal", "-p", "no:cacheprovider", f"--rootdir={folder}", "-s", *options]
+    options = [
+        "-pno:terminal",
+        "-pno:cacheprovider",
+        "-pno:faulthandler",
+        f"--rootdir={folder}",
+        "-s",
+        *options,
+    ]
     pytest.main([*options, *files], plugins=[laws])
     os.chdir(HERE)
     if laws.problem:
@@ -77,9 +84,11 @@ def collect(folder, files, work, *options):
 
 
 def child(work, seconds, closed, sending):
-    """Does work() within limits, and sends what it returns."""
+    """Does work() within limits, and sends what it returns. If `closed`, it prints nothing."""
     import resource
 
+    for stream in (1, 2) if closed else ():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     limits = {"DATA": 6 * 2**30, "FSIZE": 2**27, "CORE": 0} | ({"NOFILE": 0} if closed else {})
     for what, most in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (most, most))

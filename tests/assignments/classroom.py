@@ -174,10 +174,11 @@ def write_student(folder, tasks, needs):
     return bodies
 
 
-def python(folder, *arguments):
+def python(folder, *arguments, **environment):
     """Runs Python in a folder. Returns its exit code and what it printed."""
+    options = {"cwd": folder, "env": os.environ | environment}
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, **options)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -225,6 +226,16 @@ def make(out, tasks=(), secret=None, say=print):
 
 
 # -------------------------------------------------------------------------------------------- grade
+def named(paths):
+    """{name: path} of submissions: the last part of each path, or all of it if that is no name."""
+    paths = [Path(path).resolve() for path in paths]
+    short = [path.name.removesuffix(".zip") for path in paths]
+    longer = [str(path).strip("/").replace("/", "_") for path in paths]
+    return {
+        a if short.count(a) == 1 else b: p for a, b, p in zip(short, longer, paths, strict=True)
+    }
+
+
 def taken(path):
     """{file: bytes} of all that is graded in a submission, a folder or a zip.
 
