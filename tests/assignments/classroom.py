@@ -304,7 +304,7 @@ def judged(task, broken, problem=""):
     """
     lost = problem or set(map(key, broken)) & set(task["essential"])
     share = 0 if lost else 0.4 if set(broken) & set(task["laws"]) else 0.7 if broken else 1
-    names = dict.fromkeys(law.split("[")[0] for law in broken)
+    names = dict.fromkeys(law.split("[")[0] for law in broken if not problem)
     shown = [law for law in names if not any(one.startswith(law) for one in task["unseen"])]
     lines = [f"broken: {sentence(law)}\n  look at: {hint(task, law)}" for law in shown]
     unseen = [sentence(law) for law in names if law not in shown]
