@@ -1,8 +1,7 @@
 """A disk that fails, or a process that dies, in the middle of a write."""
 
-import multiprocessing
+import io
 import os
-import signal
 from contextlib import contextmanager
 
 import pytest
@@ -17,29 +16,17 @@ def disk(at=None, act=None):
     Does act() in place of operation `at`; if that is a write, when half of it is written.
     """
     done = []
-    fsync = os.fsync
-    replace = os.replace
+    fsync, replace = os.fsync, os.replace
 
     def operation(name, proceed):
         done.append(name)
         return act() if len(done) - 1 == at else proceed()
 
-    class File:
-        def __init__(self, *arguments):
-            self.file = open(*arguments)  # noqa: SIM115
-            self.flush = self.file.flush
-            self.fileno = self.file.fileno
-
+    class File(io.FileIO):
         def write(self, content):
             half = len(content) // 2
-            self.file.write(content[:half])
-            operation("write", lambda: self.file.write(content[half:]))
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
+            super().write(content[:half])
+            operation("write", lambda: super(File, self).write(content[half:]))
 
     def opened(path, mode="r", **options):
         return File(path, mode) if mode == "xb" else open(path, mode, **options)
@@ -58,21 +45,3 @@ def fail(error):
         raise OSError(error, os.strerror(error))
 
     return act
-
-
-def die():
-    """Ends this process as a kill does."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_a_process(act):
-    """Does act() in a process of its own. Returns its exit code, or -signal."""
-    process = multiprocessing.get_context("fork").Process(target=act)
-    process.start()
-    process.join()
-    return process.exitcode
-
-
-def contents(folder):
-    """Name -> bytes of every file in a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}

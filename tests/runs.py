@@ -1,11 +1,9 @@
 """Builders for the tests of what a run needs: small files, data sets, checkpoints and runs."""
 
-import hashlib
 import json
 import os
 import socket
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,44 +11,35 @@ import torch
 from helpers import batch, pair, randomise, rng  # noqa: F401  (builders that tests take from here)
 from PIL import Image
 
+import train
+from blockdrop_min import curriculum, finetuning, pretraining
 from blockdrop_min.lab.checkpoint import build, read
 from blockdrop_min.lab.data import Data, Split
-from blockdrop_min.lab.log import Log
-from blockdrop_min.lab.settings import PRESETS, Settings
+from blockdrop_min.lab.program import guarded
+from blockdrop_min.lab.settings import PRESETS, flat, unflat
 
 # Every stage in a second, the last step under a settled policy: 72 images to learn from, in steps
 # of 32, 32 and 8; 24 to validate on and 24 to test on.
-SHORT = [
-    "--preset=smoke",
-    "--device=cpu",
-    "--image-size=16",
-    "--train-images=96",
-    "--val-images=24",
-    "--pretrain-batch=32",
-    "--curriculum-batch=32",
-    "--finetune-batch=32",
-    "--pretrain-epochs=2",
-    "--curriculum-epochs=3",
-    "--warm-epochs=1",
-    "--finetune-epochs=1",
-]
+SHORT = ["--preset=smoke", "--device=cpu", "--amp=off", "--rivals=0", "--image-size=16"]
+SHORT += ["--train-images=96", "--val-images=24", "--pretrain-epochs=2", "--curriculum-epochs=3"]
+SHORT += ["--finetune-epochs=1", "--curriculum-warm-epochs=1"]
+SHORT += [f"--{stage}-batch=32" for stage in ("pretrain", "curriculum", "finetune")]
 IMAGES = 72  # that such a run learns from
-EPOCHS = [  # (stage, epoch) of such a run
-    ("pretrain", 0),
-    ("pretrain", 1),
-    ("curriculum", 0),
-    ("curriculum", 1),
-    ("curriculum", 2),
-    ("finetune", 0),
-]
+EPOCHS = [("pretrain", 0), ("pretrain", 1)]  # (stage, epoch) of such a run
+EPOCHS += [("curriculum", 0), ("curriculum", 1), ("curriculum", 2), ("finetune", 0)]
 STEPS = 3 * len(EPOCHS)
-STEP_FUNCTIONS = (
-    "pretrain_step",
-    "warm_start_step",
-    "curriculum_step",
-    "finetune_step",
-    "settled_step",
-)
+STEP_FUNCTIONS = {  # name -> the module that calls it
+    "pretrain_step": pretraining,
+    "warm_start_step": curriculum,
+    "curriculum_step": curriculum,
+    "finetune_step": finetuning,
+    "settled_step": finetuning,
+}
+ROW = {  # of metrics.jsonl
+    "stage": "pretrain", "epoch": 0, "epochs": 2, "seconds": 1.5, "free": 0, "loss": 0.5,
+    "train_accuracy": 0.25, "R": None, "A": None, "accuracy": 0.5, "blocks_mean": 3.0,
+    "blocks_std": 0.0, "distinct_policies": 1,
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -73,16 +62,9 @@ def write_tree(
 
 
 def contents(folder):
-    """Path -> digest of every file under a folder."""
-    return {
-        path: digest(path.read_bytes())
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
-    }
-
-
-def digest(data):
-    return hashlib.sha256(data).hexdigest()[:12]
+    """Path, seen from the folder -> bytes, of every file in it."""
+    files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 # --------------------------------------------------------------------------------- models and data
@@ -101,40 +83,25 @@ def small_data(count=40, classes=5, size=9):
 def state_of(**changes):
     """A checkpoint's dict, as train.py makes it, of a small random model; and the model.
 
-    changes: of the preset `smoke`.
+    changes: of the settings of the preset `smoke`, by their names in `flat`.
     """
-    named = {"preset": "smoke", "policy_width": 2}
-    settings = Settings(**(PRESETS["smoke"] | named | changes))
+    settings = unflat({"preset": "smoke"} | PRESETS["smoke"] | {"policy_width": 2} | changes)
     model = randomise(build(settings, 10, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), seed=3).eval()
-    state = {
-        "settings": asdict(settings),
-        "classes": tuple("abcdefghij"),
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.2, 0.2, 0.2),
-        "stage": "finetune",
-        "epoch": 1,
-        "step": 0,
-        "sums": {},
-        "seconds": 0.0,
-        "optimizer": None,
-        "metrics": [],
-        "resnet": model.resnet.state_dict(),
-        "policy": model.policy.state_dict(),
-    }
-    return state, model
+    state = {"settings": flat(settings), "classes": tuple("abcdefghij"), "bfloat16": False}
+    state |= {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "optimizer": None, "metrics": []}
+    state |= {"stage": "finetune", "epoch": 1, "step": 0, "sums": {}, "seconds": 0.0}
+    return state | {name: getattr(model, name).state_dict() for name in ("resnet", "policy")}, model
 
 
 # -------------------------------------------------------------------------------------------- runs
 def short_run(out, *flags):
-    """train.py in this process, without its evaluation: the exit code.
+    """train.py in this process, without the report at its end: the exit code.
 
     The last of several equal flags counts.
     """
-    import train
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.evaluate, "main", lambda arguments: 0)
-        return train.main([*SHORT, "--out", str(out), *flags])
+        patch.setattr(train.report, "main", lambda *_, **__: 0)
+        return guarded("train.py", lambda: train.main([*SHORT, "--out", str(out), *flags]))
 
 
 def rows(folder):
@@ -146,52 +113,40 @@ def rows(folder):
 
 
 def bits(folder):
-    """A run's newest checkpoint, flat.
+    """A run's newest checkpoint, flat: path in its dict -> the bytes of a tensor, or the value.
 
     Without what depends on the clock, and the optimizer's rates, which each step sets anew.
-
-    Returns path in the checkpoint's dict -> digest of a tensor, or the value.
     """
     found = {}
 
     def walk(value, path):
-        if isinstance(value, dict):
-            for key, part in value.items():
+        if isinstance(value, dict | list | tuple):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, part in parts:
                 walk(part, (*path, key))
-        elif isinstance(value, (list, tuple)):
-            for i, part in enumerate(value):
-                walk(part, (*path, i))
         elif path[-1] != "seconds" and "param_groups" not in path:
             is_tensor = isinstance(value, torch.Tensor)
-            found[path] = digest(value.numpy().tobytes()) if is_tensor else value
+            found[path] = value.numpy().tobytes() if is_tensor else value
 
     walk(read(folder)[0], ())
     return found
 
 
 def differences(one, other):
-    """Where the newest checkpoints of two runs differ."""
-    one = bits(one)
-    other = bits(other)
-    return sorted(
-        str(path) for path in one.keys() | other.keys() if one.get(path) != other.get(path)
-    )
+    """Where the newest checkpoints of two runs, or the rows of their metrics, differ."""
+    one, other = ((rows(folder), bits(folder)) for folder in (one, other))
+    found = sorted(str(path) for path, _ in one[1].items() ^ other[1].items())
+    return found + ["metrics.jsonl"] * (one[0] != other[0])
 
 
 def folder_flags(tree):
     """Flags that make a short run one on the images of a folder from `write_tree`."""
-    return [
-        "--data=folder",
-        f"--data-dir={tree}",
-        "--image-size=0",
-        "--train-images=0",
-        "--val-images=4",
-    ]
+    folder = ["--data=folder", f"--data-dir={tree}", "--image-size=0"]
+    return [*folder, "--train-images=0", "--val-images=4"]
 
 
 def watch_steps(patch, see):
     """Calls see(name, model, x, y, ...) before each training step from now on."""
-    import train
 
     def watched(name, step):
         def act(*arguments):
@@ -200,25 +155,28 @@ def watch_steps(patch, see):
 
         return act
 
-    for name in STEP_FUNCTIONS:
-        patch.setattr(train, name, watched(name, getattr(train, name)))
+    for name, module in STEP_FUNCTIONS.items():
+        patch.setattr(module, name, watched(name, getattr(module, name)))
 
 
 def at_step(patch, count, act):
-    """Calls act() when the `count`-th training step from now on has been taken."""
+    """Calls act() once `count` training steps from now on are over, before the next."""
     left = [count]
-    step = Log.step
 
-    def counting(self, *arguments):
-        left[0] -= 1
+    def see(*_):
         if left[0] == 0:
             act()
-        step(self, *arguments)
+        left[0] -= 1
 
-    patch.setattr(Log, "step", counting)
+    watch_steps(patch, see)
 
 
 # ---------------------------------------------------------------------------- things that go wrong
+def interrupt():
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 def fork(act):
     """A process that does act(), whose result is its exit code, and prints nothing.
 
@@ -238,23 +196,28 @@ def fork(act):
         os._exit(code)
 
 
-def together(count, act):
+def in_a_process(act):
+    """Does act() in a process of its own. Returns its exit code, or -signal."""
+    return wait(fork(act))
+
+
+def free_port():
+    """A port of this machine that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def together(count, act, **environment):
     """Does act(rank) in so many processes, started as torchrun starts them.
 
+    environment: what torchrun sets besides.
     Returns their exit codes, or -signals.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    given = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="test")
+    given |= {"MASTER_PORT": str(free_port())} | environment
 
     def member(rank):
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(count),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-            TORCHELASTIC_RUN_ID="test",
-        )
+        os.environ.update(given, RANK=str(rank), LOCAL_RANK=str(rank))
         return act(rank)
 
     return [wait(process) for process in [fork(lambda r=r: member(r)) for r in range(count)]]

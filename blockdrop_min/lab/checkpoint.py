@@ -12,7 +12,7 @@ from ..blockdrop import BlockDrop, FixedPolicy
 from ..masked_resnet import resnet
 from ..policy_network import policy_net
 from .files import FORMAT, read_file, write_safely
-from .program import shown
+from .program import out_of_memory, shown
 from .settings import unflat
 from .weights import fitting
 
@@ -52,7 +52,9 @@ def using(path):
     """Makes one line of whatever is wrong in a checkpoint that somebody else has made."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+    except Exception as problem:
+        if isinstance(problem, OSError) or out_of_memory(problem):
+            raise
         reason = f"{type(problem).__name__}: {shown(str(problem), 300)}"
         raise ValueError(f"{path} is no whole checkpoint of blockdrop_min ({reason})") from None
 
@@ -89,7 +91,7 @@ def read_whole(path):
         raise ValueError(f"{path} is not a checkpoint of blockdrop_min (format {FORMAT!r})")
     if found == FORMAT_2:
         with using(path):
-            state["settings"] = modern(state["settings"])
+            state |= {"format": FORMAT, "settings": modern(state["settings"])}
             state["bfloat16"] = state["settings"]["amp"] == "on"
     return state
 
@@ -107,7 +109,7 @@ def modern(settings):
 
 def build(settings, num_classes, mean, std):
     """An untrained `BlockDrop` as the settings say."""
-    net = resnet(settings.depth, num_classes, settings.family)
+    net = resnet(settings.depth, num_classes, settings.family, settings.width or None)
     u = settings.fixed_policy(net.segments)
     if u is not None:
         return BlockDrop(net, FixedPolicy(u), mean, std)

@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 import secrets
+import stat
+import warnings
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .process import rank
-from .program import complain
+from .program import complain, out_of_memory
 
 try:
     import fcntl
@@ -27,8 +29,11 @@ END = b"PK\5\6"  # how the last record of a zip archive begins, 22 bytes long
 
 def check_plain(path, follow_links=False):
     """ValueError if something else than a plain file is there: a pipe one waits at for ever."""
-    plain = os.path.isfile(path) and (follow_links or not os.path.islink(path))
-    if os.path.lexists(path) and not plain:
+    try:
+        mode = os.stat(path, follow_symlinks=follow_links).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode):
         what = "a folder, a link, a pipe or a device"
         raise ValueError(f"{path} is {what}; only a plain file may stand there")
 
@@ -84,20 +89,23 @@ def read_file(path):
     and OSError or MemoryError if it cannot be read now.
     """
     check_plain(path, follow_links=True)
-    if not os.path.lexists(path):
-        raise ValueError(f"{path} does not exist")
-    content = Path(path).read_bytes()
+    try:
+        content = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path} does not exist") from None
     try:
         checked = is_sealed(content)
         if not checked and zipfile.is_zipfile(io.BytesIO(content)):
             check_records(content)
-        value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lines beside our one
+            value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if isinstance(value, dict) and value.get("format") == FORMAT and not checked:
             raise ValueError("its digest is missing")
         return value
-    except MemoryError:
-        raise
     except Exception as problem:  # of many kinds, and with texts that advise to load it unsafely
+        if isinstance(problem, OSError) or out_of_memory(problem):
+            raise
         reason = str(problem) if type(problem) is ValueError else type(problem).__name__
         fault = "it is damaged, not a file of torch.save, or holds more than plain types, tensors"
         raise ValueError(f"{path} cannot be read ({reason}): {fault}") from None

