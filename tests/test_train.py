@@ -46,7 +46,7 @@ from blockdrop_min.stage import Stage
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-PICTURES = {"keep_rates.png", "extremes.png", "tradeoff.png"}
+PICTURES = {"extremes.png", "tradeoff.png"}
 
 
 @pytest.fixture(scope="session")
