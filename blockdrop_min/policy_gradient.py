@@ -71,18 +71,6 @@ def entropy(s_bounded, free=None):
     return (-p * safe_log(p) - (1 - p) * safe_log(1 - p)).sum(1).mean()
 
 
-def fading(progress, until):
-    """How far bounding and entropy bonus have faded, 0 to 1: alpha rises to 1, beta falls to 0.
-
-    Why: with alpha 0.8 every fifth block around the one that a sample tries out is noise. What
-    looks good under noise is not what is good alone, and alone is how the policy is used.
-
-    progress: the fraction of a stage that is done, in [0, 1].
-    until: the fraction at which they are gone, and u is sampled from s itself; 0: never (paper).
-    """
-    return min(1.0, progress / until) if until else 0.0
-
-
 def safe_log(p):
     """The logarithm, finite at 0 with gradient 0: what has probability 0 is never sampled."""
     return p.clamp_min(torch.finfo(p.dtype).tiny).log()
