@@ -243,7 +243,7 @@ def test_fair_rivals_are_rows_with_the_numbers_of_their_own_runs(run, tmp_path, 
     [({"finetune_epochs": 2, "epoch": 2}, "another finetune"), ({"seed": 1}, "another seed"),
      ({"train_images": 90}, "another train_images"), ({"epoch": 0}, "not come to its end"),
      ({"stage": "pretrain"}, "not come to its end"), ({"policy": "learned"}, "kind of policy"),
-     ({"depth": 14, "seed": 1}, "another depth, seed"), (None, "no whole checkpoint")],
+     ({"width": 4, "seed": 1}, "another width, seed"), (None, "no whole checkpoint")],
 )  # fmt: skip
 def test_a_rival_that_does_not_compare_is_said_in_a_line_and_left_out(
     run, tmp_path, capsys, changes, words
