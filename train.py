@@ -27,14 +27,15 @@ from blockdrop_min.lab.settings import STAGES, flat, parse
 from blockdrop_min.lab.weights import load_foreign, start_policy
 
 SAVE_EVERY = 600  # seconds: a run that ends without warning loses no more
-LARGEST_LOSS = 1e12  # beyond it a loss is not of this world
+LARGEST_LOSS = 1e12  # a larger one has diverged
 
 
 class Run:
     """A run in its folder.
 
-    state: all that a checkpoint holds but the weights: the position (stage, epoch, step), sums over
-        the images of the epoch, and the rows of the epochs before.
+    state: what a checkpoint holds. stage, epoch, step: where the run stands; sums, seconds: of the
+        epoch so far; metrics: a row an epoch; optimizer: its moments; bfloat16: the arithmetic that
+        it began with; classes, mean, std: of its data.
     """
 
     def __init__(self, settings, out, data, model, state, log):
@@ -87,10 +88,11 @@ class Run:
             progress = (epoch + state["step"] / steps) / stage.epochs  # of the stage, in [0, 1)
             x = augment(x, data.crop, data.pad, self.generator("images", device))
             x = model.prepare(x)
+            generator = self.generator("policies", device)
             with torch.autocast(device.type, torch.bfloat16, enabled=state["bfloat16"]):
-                generator = self.generator("policies", device)
                 loss, logged = stage.step(model, x, y, epoch, progress, generator)
 
+            # Images of the whole batch, over all processes.
             batch = min(stage.batch, len(data.train) - state["step"] * stage.batch)
             for group in self.optimizer.param_groups:
                 group["lr"] = stage.lr * stage.rate(progress)
@@ -270,14 +272,19 @@ def run(settings, out, changed, device):
             save_metrics(out, state["metrics"])  # a killed run may be a row ahead of its checkpoint
         if warning:
             log.say(warning)
-        this = Run(settings, out, data, model, state, log)
-        this.introduce(changed)
-        this.train()
-    for digits in static_rivals(settings, model, data, out / "resnet.pt"):
-        path = out / f"static-{digits}"
+        run_here = Run(settings, out, data, model, state, log)
+        run_here.introduce(changed)
+        run_here.train()
+    pretrained = str(out / "resnet.pt" if "pretrain" in settings.plan else settings.resnet)
+    comparable = settings.policy == "learned" and "finetune" in settings.plan
+    if comparable and settings.rivals and not state.get("rivals"):
+        state["rivals"] = static_rivals(model, data, pretrained, settings.workers)
+        run_here.save()
+    rival = replace(settings, stages="finetune", resnet=pretrained, rivals=0)
+    for digits in state.get("rivals", [])[: settings.rivals]:
+        path = out / f"static-{digits}"  # an ordinary run, in a folder inside this one
         path.mkdir(exist_ok=True)
-        rival = replace(settings, policy=digits, stages="finetune", rivals=0)
-        run(replace(rival, resnet=str(out / "resnet.pt")), path, f"policy {digits}", device)
+        run(replace(rival, policy=digits), path, f"policy {digits}", device)
 
 
 def main(arguments=None):

@@ -66,7 +66,7 @@ def curriculum_step(model, x, y, free, alpha, beta, gamma, generator, classify=0
     free = free.to(x.device)  # once: `force_on` uses it twice
     features = model.policy.embed(x)
     s = model.policy.keep_probabilities(features)  # [B, K]
-    s_bounded = force_on(bound(s, alpha), free)  # a forced block: probability 1, log 0, entropy 0
+    s_bounded = force_on(bound(s, alpha), free)
     u = sample(s_bounded, generator)
     u_greedy = force_on(greedy(s), free)
 
@@ -75,6 +75,7 @@ def curriculum_step(model, x, y, free, alpha, beta, gamma, generator, classify=0
     R_greedy = reward(u_greedy, correct_greedy, gamma)  # self-critical: what will be used
     A = R - R_greedy  # only a sample that beats it is made likelier
 
+    # A forced block has probability 1, so that no term needs the mask again.
     loss = policy_loss(s_bounded, u, A) - beta * entropy(s_bounded)
     if classify:
         loss = loss + classify * F.cross_entropy(model.policy.classifier(features), y)
@@ -86,13 +87,19 @@ class Curriculum(Stage):
     """Stage 2 with its schedule: a warm start, then blocks come free and exploration fades."""
 
     lr: float = option(2e-3, "learning rate, at its peak (Adam)", 0, 1000)
-    gamma: float = option(4.0, "penalty of a wrong prediction, in the reward", 0, 1e6)
+    gamma: float = option(
+        4.0, "penalty of a wrong prediction; smaller drops more (authors: 1)", 0, 1e6
+    )
     beta: float = option(0.02, "weight of the entropy bonus (authors: 0.1)", 0, 1e6)
     alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
-    fade_by: float = option(0.5, "fraction of it by which alpha is 1, beta 0; 0: never", 0, 1)
+    fade_by: float = option(
+        0.5, "fraction of the stage by which alpha is 1, beta 0; 0: never", 0, 1
+    )
     classify: float = option(0.3, "weight of the warm start's loss after it (paper: 0)", 0, 1e6)
     warm_epochs: int = option(1, "first epochs, to learn to classify (paper: 0)", 0, 1_000_000)
-    free_by: float = option(0.5, "fraction that frees all blocks; 0: one an epoch (paper)", 0, 1)
+    free_by: float = option(
+        0.5, "fraction of the rest that frees all blocks; 0: one an epoch", 0, 1
+    )
     learns = ("policy",)
 
     def free(self, epoch, num_blocks):
@@ -105,7 +112,7 @@ class Curriculum(Stage):
     def step(self, model, x, y, epoch, progress, generator):
         if epoch < self.warm_epochs:
             return warm_start_step(model, x, y)
-        fade = fading(progress, self.fade_by)
+        fade = fading(progress, self.fade_by)  # of the whole stage, the warm start included
         alpha = self.alpha + (1 - self.alpha) * fade
         beta = self.beta * (1 - fade)
         free = self.free(epoch, model.resnet.num_blocks)

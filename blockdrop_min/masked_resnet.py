@@ -2,14 +2,20 @@
 
 Read this file first. Block k of K computes y = relu(shortcut(x) + F(x)). A policy u in {0, 1}^K
 says which blocks run: u_k = 1 keeps block k, u_k = 0 drops it and passes shortcut(x) on, with no
-ReLU of its own. Names of modules are torchvision's.
+ReLU of its own. A ResNet-20 has K = 9 blocks: with two convolutions each, its first convolution and
+its classifier they make 20 layers. Names of modules are torchvision's.
+
+Words: the *policy network* sees an image and gives the *policy*, a distribution over vectors of K
+bits; such a vector, drawn or the most likely one, is called a policy, too, and written `u`; `keep`
+is u as bool, of all blocks or of one, and `kept` lists the images of a batch that keep one block.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-IMAGENET_SEGMENTS = {  # depth -> blocks per segment
+# Depth -> blocks per segment.
+IMAGENET_SEGMENTS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
@@ -50,6 +56,19 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = downsample
 
+    def forward(self, x, keep=None, overwrite=False):
+        """The block on the images that keep it, its shortcut on the others. -> [B, C', H', W']
+
+        x: [B, C, H, W].
+        keep: which images do: [B] bool runs masked, their indices [n] int64 sparsely; None: all do.
+        overwrite: whether x may be overwritten.
+        """
+        if keep is None:
+            return self.residual(x).add_(self.shortcut(x)).relu_()  # in place: F's result is new
+        if keep.dtype == torch.bool:
+            return run_masked(self, x, keep)
+        return run_sparse(self, x, keep, overwrite)
+
     def residual(self, x):
         """F(x): [B, C, H, W] -> [B, C', H', W'], a new tensor."""
         x = F.relu(self.bn1(self.conv1(x)))
@@ -87,21 +106,29 @@ def run_masked(block, x, keep):
     y = relu(shortcut(x) + F(x)) where `keep`, shortcut(x) elsewhere. Nothing of a dropped block,
     inf and NaN included, reaches y. It may reach gradients (0 x inf is NaN); train sparsely.
 
-    x: [B, C, H, W].    keep: [B] bool, on x's device.
+    x: [B, C, H, W]; stays as it is.
+    keep: [B] bool, on x's device.
     Returns y: [B, C', H', W'].
     """
-    shortcut = block.shortcut(x)
+    shortcut = block.shortcut(x)  # once: in training mode its BatchNorm counts each call
     out = F.relu(shortcut + block.residual(x))
     return torch.where(keep[:, None, None, None], out, shortcut)
 
 
-def run_sparse(block, x, kept):
+def run_sparse(block, x, kept, overwrite=False):
     """The same function, but F runs on the images that keep the block and on no others.
 
-    x: [B, C, H, W]; overwritten where no gradient is wanted and the shortcut is the identity.
+    x: [B, C, H, W].
     kept: [n] int64, the indices of the images that keep the block, on x's device.
+    overwrite: whether y may be written into x, which saves a copy. No gradient is recorded then.
     Returns y: [B, C', H', W'].
     """
+    # In three plain lines, index, run, put back:
+    #     y = block.shortcut(x).clone()
+    #     part = F.relu(y[kept] + block.residual(x[kept]))
+    #     y[kept] = part
+    # The lines below do the same, faster: if no image keeps the block, or all do, none is moved;
+    # an image that is moved is one copy of memory (`take`, `put`); an identity is taken once.
     shortcut = block.shortcut(x)
     if len(kept) == 0:
         return shortcut
@@ -109,8 +136,8 @@ def run_sparse(block, x, kept):
         return block.residual(x).add_(shortcut).relu_()
     part = take(x, kept)
     part_shortcut = part if shortcut is x else take(shortcut, kept)
-    part = block.residual(part).add_(part_shortcut).relu_()  # in place: F's result is new
-    return put(shortcut, kept, part)
+    part = block.residual(part).add_(part_shortcut).relu_()
+    return put(shortcut, kept, part, overwrite)
 
 
 # Viewed as [B, H, W, C], an image in channels_last is one run of memory: moving it is one copy.
@@ -119,10 +146,10 @@ def take(x, index):
     return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
-def put(x, index, images):
-    """x [B, C, H, W] with `images` in the places `index`; in place if no gradient is wanted."""
+def put(x, index, images, overwrite):
+    """x [B, C, H, W] with `images` in the places `index`, written into x or into a copy."""
     rows = x.permute(0, 2, 3, 1)
-    copy = rows.index_copy if torch.is_grad_enabled() else rows.index_copy_
+    copy = rows.index_copy_ if overwrite else rows.index_copy
     return copy(0, index, images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -130,12 +157,26 @@ def kept_images(keep, device):
     """For each block the indices of the images that keep it, all in one upload at most.
 
     keep: [B, n] bool, on the CPU.
-    Returns n tensors of int64 on the device.
+    Returns n tensors of int64 on the device; n times None if all images keep all n blocks.
     """
     if keep.all():  # nothing to upload
-        return [torch.arange(len(keep), device=device)] * keep.shape[1]
+        return [None] * keep.shape[1]
     images = keep.t().nonzero()[:, 1]  # block by block
     return images.to(device, non_blocking=True).split(keep.sum(0).tolist())
+
+
+class Layer(nn.Sequential):
+    """A segment: blocks in a row."""
+
+    def forward(self, x, keep=None, overwrite=False):
+        """Runs its blocks. [B, C, H, W] -> [B, C', H', W']
+
+        keep: for each block which images keep it, as the block takes it; None: all keep all.
+        overwrite: whether x may be overwritten.
+        """
+        for block, column in zip(self, keep or [None] * len(self), strict=True):
+            x = block(x, column, overwrite)
+        return x
 
 
 class MaskedResNet(nn.Module):
@@ -159,7 +200,7 @@ class MaskedResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         for i, (count, width) in enumerate(zip(segments, widths, strict=True)):
-            layer = nn.Sequential()
+            layer = Layer()
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
                 out = width * block.expansion
@@ -181,10 +222,14 @@ class MaskedResNet(nn.Module):
         return nn.Sequential(conv(channels, out, 1, stride), nn.BatchNorm2d(out))
 
     @property
+    def layers(self):
+        """The segments, modules `layer1`, `layer2`, ..., each a row of blocks."""
+        return [getattr(self, f"layer{i + 1}") for i in range(len(self.segments))]
+
+    @property
     def blocks(self):
         """The K blocks as one flat list, in the order in which an image meets them."""
-        layers = [self.get_submodule(f"layer{i + 1}") for i in range(len(self.segments))]
-        return [block for layer in layers for block in layer]
+        return [block for layer in self.layers for block in layer]
 
     def stem(self, x):
         """What comes before block 0. [B, 3, H, W] -> [B, C, H', W']"""
@@ -202,18 +247,24 @@ class MaskedResNet(nn.Module):
         execute: "masked" runs every block on every image and discards what is dropped; "sparse"
             runs each block only on the images that keep it. Both give the same logits in eval mode.
             In training mode BatchNorm's statistics are those of all images when masked, and of the
-            images that keep the block when sparse.
+            images that keep the block when sparse. While torch.export or torch.jit.trace records
+            the pass, it is always masked.
         Returns logits [B, C].
         Raises ValueError on another `execute`, and on a `u` of another shape or value.
         """
         if execute not in ("masked", "sparse"):
             raise ValueError(f'execute is {execute!r}; it must be "masked" or "sparse"')
-        keep = check_policy(u, len(x), self.num_blocks)  # [B, K]
+        if u is None:
+            columns = [None] * self.num_blocks
+        elif execute == "masked" or being_recorded():
+            columns = check_policy(u, x.shape[0], self.num_blocks).to(x.device).unbind(1)
+        else:
+            columns = kept_images(check_policy(u, x.shape[0], self.num_blocks), x.device)
         x = self.stem(x)
-        if execute == "sparse":
-            return self.head(self.run(x, keep))
-        for block, column in zip(self.blocks, keep.to(x.device).unbind(1), strict=True):
-            x = run_masked(block, x, column)
+        overwrite = self.may_overwrite()
+        for layer in self.layers:
+            x = layer(x, columns[: len(layer)], overwrite)
+            columns = columns[len(layer) :]
         return self.head(x)
 
     def run(self, x, keep, first=0):
@@ -224,52 +275,70 @@ class MaskedResNet(nn.Module):
         Returns the output of block first + n - 1.
         """
         blocks = self.blocks[first : first + keep.shape[1]]
+        overwrite = self.may_overwrite()
         for block, kept in zip(blocks, kept_images(keep, x.device), strict=True):
-            x = run_sparse(block, x, kept)
+            x = block(x, kept, overwrite)
         return x
+
+    def may_overwrite(self):
+        """Whether blocks may overwrite their inputs: no gradient needs them, no hook holds them."""
+        blocks = self.blocks
+        shortcuts = [block.downsample for block in blocks if block.downsample is not None]
+        modules = [self.maxpool, *self.layers, *blocks, *shortcuts]
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        return not (hooked or torch.is_grad_enabled())
+
+
+def being_recorded():
+    """Whether PyTorch records a pass (torch.export, torch.jit.trace) to repeat it on other images.
+
+    Then no value may decide what runs: a pass is masked, and images and policies go unchecked.
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def check_policy(u, num_images, num_blocks):
     """The policy as [B, K] bool on the CPU, or ValueError. The one time a pass waits for a GPU."""
-    if u is None:
-        return torch.ones(num_images, num_blocks, dtype=torch.bool)
     u = torch.as_tensor(u)
-    if tuple(u.shape) not in ((num_blocks,), (num_images, num_blocks)):
+    if u.shape != (num_images, num_blocks)[-u.dim() :]:
         allowed = f"[{num_blocks}] or [{num_images}, {num_blocks}]"
         raise ValueError(f"u has shape {list(u.shape)}; it must be {allowed}")
     u = u.detach().cpu()
-    if not ((u == 0) | (u == 1)).all():
+    if not being_recorded() and not ((u == 0) | (u == 1)).all():
         raise ValueError("u holds a value that is neither 0 (drop) nor 1 (keep)")
     return u.bool().expand(num_images, num_blocks)
 
 
-def resnet(depth, num_classes=10, family="cifar"):
+def resnet(depth, num_classes=10, family="cifar", width=None):
     """A `MaskedResNet` by its depth.
 
-    depth: "cifar": 6n + 2 (8, 14, 20, 32, 110, ...), three segments of n basic blocks, 16, 32 and
-        64 channels. "imagenet": 18, 34 (basic blocks), 50, 101, 152 (bottlenecks), four segments.
+    depth: "cifar": 6n + 2 (8, 14, 20, 32, 110, ...), three segments of n basic blocks. "imagenet":
+        18, 34 (basic blocks), 50, 101, 152 (bottlenecks), four segments.
     num_classes: at least 1.
     family: "cifar", or "imagenet", which has torchvision's layout.
-    Raises ValueError on any other depth, family or number of classes.
+    width: channels of the first segment, doubled in each further one; None: 16 (cifar) or 64.
+    Raises ValueError on any other depth, family, width or number of classes.
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
     segments = segments_of(depth, family)
+    if width is None:
+        width = 16 if family == "cifar" else 64
+    for name, value in (("num_classes", num_classes), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
     block = Bottleneck if family == "imagenet" and depth >= 50 else BasicBlock
-    widths = (16, 32, 64) if family == "cifar" else (64, 128, 256, 512)
+    widths = [width * 2**i for i in range(len(segments))]
     return MaskedResNet(block, segments, widths, num_classes, family)
 
 
 def segments_of(depth, family):
     """Blocks per segment, (5, 5, 5) for depth 32 of "cifar"; ValueError if there is no such net."""
-    if family == "cifar":
-        if depth < 8 or depth % 6 != 2:
-            allowed = "6n + 2 layers: 8, 14, 20, 26, 32, ..., 110, ..."
-            raise ValueError(f"depth is {depth}; a CIFAR ResNet has {allowed}")
+    if family == "cifar" and depth >= 8 and depth % 6 == 2:
         return (depth // 6,) * 3
-    if family == "imagenet":
-        if depth not in IMAGENET_SEGMENTS:
-            allowed = ", ".join(map(str, IMAGENET_SEGMENTS))
-            raise ValueError(f"depth is {depth}; an ImageNet ResNet has one of {allowed} layers")
+    if family == "imagenet" and depth in IMAGENET_SEGMENTS:
         return IMAGENET_SEGMENTS[depth]
-    raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')
+    if family not in ("cifar", "imagenet"):
+        raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')
+    allowed = "a CIFAR ResNet has 6n + 2 layers: 8, 14, 20, 26, 32, ..., 110, ..."
+    if family == "imagenet":
+        allowed = f"an ImageNet ResNet has one of {', '.join(map(str, IMAGENET_SEGMENTS))} layers"
+    raise ValueError(f"depth is {depth}; {allowed}")

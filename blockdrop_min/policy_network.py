@@ -20,7 +20,7 @@ class PolicyNet(nn.Module):
     family: "cifar" or "imagenet", as of a ResNet.
     width: channels of the first segment.
     half_size: average-pool the image to half its size first.
-    num_classes: give it a classifier on the same features, for the warm start (curriculum.py).
+    num_classes: of a classifier on the same features, for the warm start; None: no classifier.
     """
 
     def __init__(self, num_blocks, family, width, half_size, num_classes=None):
@@ -36,18 +36,19 @@ class PolicyNet(nn.Module):
             self.classifier = nn.Linear(self.features.num_features, num_classes)
 
     def forward(self, x):
-        """[B, 3, H, W] -> s [B, K] in [0, 1], at least float32: bfloat16 is too coarse."""
+        """[B, 3, H, W] -> s [B, K] in [0, 1]."""
         return self.keep_probabilities(self.embed(x))
 
     def embed(self, x):
         """[B, 3, H, W] -> features [B, num_features]"""
         x = F.avg_pool2d(x, 2) if self.half_size else x
-        return self.features(x, execute="sparse")  # all blocks: no mask, no upload
+        return self.features(x)
 
     def keep_probabilities(self, features):
-        """[B, num_features] -> s [B, K]"""
+        """[B, num_features] -> s [B, K], in the features' dtype, at least float32."""
         logits = self.logit(features)
-        return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is coarse
+        return torch.sigmoid(logits)
 
     def classify(self, x):
         """[B, 3, H, W] -> logits [B, C] of the classifier, which has no part in the policy."""
@@ -80,7 +81,7 @@ def bound(s, alpha):
 
     s: [B, K] in [0, 1].
     alpha: in (0.5, 1]; 1 leaves s as it is.
-    Returns [B, K], in [1 - alpha, alpha].
+    Returns [B, K], in [1 - alpha, alpha]; the gradient flows to s.
     Raises ValueError on another alpha.
     """
     if not 0.5 < alpha <= 1:
@@ -89,7 +90,7 @@ def bound(s, alpha):
 
 
 def greedy(s):
-    """The most likely policy: [B, K] float 0/1, 1 where s >= 0.5: a tie keeps the block."""
+    """The most likely policy, [B, K] of 0/1 in s's dtype: 1 where s >= 0.5, so a tie keeps."""
     return (s >= 0.5).to(s.dtype)
 
 
@@ -98,7 +99,7 @@ def sample(s_bounded, generator=None):
 
     s_bounded: [B, K].
     generator: where the random numbers come from; None: PyTorch's global one.
-    Returns u: [B, K] float 0/1.
+    Returns u: [B, K] of 0/1, in s_bounded's dtype.
     """
     numbers = torch.rand(
         s_bounded.shape, generator=generator, dtype=s_bounded.dtype, device=s_bounded.device
@@ -109,9 +110,9 @@ def sample(s_bounded, generator=None):
 def force_on(u, free):
     """u with 1 in every column that is not free.
 
-    u: [B, K], a policy or its probabilities.
+    u: [B, K], a policy of any dtype, or probabilities, whose gradient stays in free columns.
     free: [K] bool; None leaves u as it is.
-    Returns [B, K].
+    Returns [B, K], in u's dtype; u stays as it is.
     Raises ValueError on another mask.
     """
     if free is not None and (free.shape != u.shape[1:] or free.dtype != torch.bool):

@@ -10,11 +10,11 @@ def reward(u, correct, gamma):
 
     R(u) = 1 - (|u|_0 / K)^2 if it is right, -gamma if it is wrong (paper, reward equation)
 
-    u: [B, K] of 0/1.
+    u: [B, K] of 0/1; any dtype.
     correct: [B] bool, whether the prediction under u is right.
     gamma: the penalty, a magnitude >= 0.
     Returns R: [B], each in [0, 1] or equal to -gamma; in u's dtype, float32 if u has no floats.
-    Raises ValueError if gamma < 0 or the shapes disagree.
+    Raises ValueError if gamma is negative or infinite, and on other shapes or another `correct`.
     """
     if not 0 <= gamma < float("inf"):
         raise ValueError(f"gamma is {gamma}; it must be finite and at least 0: it is subtracted")

@@ -1,8 +1,8 @@
 """A stage of training: its settings, what learns, its optimizer, its schedule and its step.
 
 Read after policy_gradient.py. The three stages are in pretraining.py, curriculum.py and
-finetuning.py; train.py goes through them. A new one is a class like these and its entry in
-`STAGES` of lab/settings.py.
+finetuning.py; train.py goes through them. A new one is a class like these in a file of its own,
+and a field of `Settings` in lab/settings.py.
 """
 
 import math
@@ -14,7 +14,10 @@ WARM_UP = 0.2  # the fraction of a stage in which the learning rate rises
 
 
 def option(default, text, low=None, high=None, choices=None):
-    """A setting: its default, its help, its range or its choices (checked by lab/settings.py)."""
+    """A setting: its default, its help, its lowest and highest value, or its choices.
+
+    lab/settings.py makes a flag of it and checks it.
+    """
     limits = {"help": text, "low": low, "high": high, "choices": choices}
     return field(default=default, metadata=limits)
 
@@ -27,7 +30,7 @@ class Stage:
     batch: int = option(64, "images a step", 2, 1_000_000)
     lr: float = option(1e-3, "learning rate, at its peak", 0, 1000)
     schedule: str = option("cosine", "of the learning rate", choices=("cosine", "constant", "step"))
-    learns = ("resnet", "policy")  # the networks of the pair that learn
+    learns = ("resnet", "policy")  # of the pair; without an annotation it is no setting
 
     def begin(self, model):
         """Training mode and gradients for the networks that learn, eval mode for the others."""
@@ -36,7 +39,7 @@ class Stage:
             model.get_submodule(name).train(learns).requires_grad_(learns)
 
     def optimizer(self, model):
-        """Adam without weight decay (authors)."""
+        """Adam without weight decay (authors). What gets no gradient, it leaves as it is."""
         return torch.optim.Adam(model.parameters(), self.lr)
 
     def rate(self, progress):

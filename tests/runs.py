@@ -69,6 +69,12 @@ def small_data(count=40, classes=5, size=9):
     return Data(*parts, names, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), size, 1)
 
 
+def same(one, other):
+    """Whether two `Result`s are equal, image by image."""
+    parts = ("correct", "u", "flops")
+    return all(torch.equal(getattr(one, part), getattr(other, part)) for part in parts)
+
+
 def state_of(**changes):
     """A checkpoint's dict, as train.py makes it, of a small random model; and the model.
 

@@ -1,7 +1,10 @@
-"""BlockDrop, the pair of networks; FixedPolicy, in the place of a policy network; static_policy."""
+"""BlockDrop, the pair of networks, and FixedPolicy, in the place of a policy network."""
 
+import copy
+import functools
 import re
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -19,18 +22,22 @@ from helpers import (
     small_resnet,
 )
 from hypothesis import given
-from hypothesis import strategies as st
+from PIL import Image
 
-from blockdrop_min import BlockDrop, FixedPolicy, greedy, static_policy
+from blockdrop_min import BlockDrop, FixedPolicy, greedy
 
-segments = st.lists(st.integers(1, 20), min_size=1, max_size=5)
-kinds = st.sampled_from(["first", "random", "distribute"])
+MEAN = (0.5, 0.4, 0.3)
+STD = (0.2, 0.3, 0.4)
 
 
-def pair(seed=0, **options):
+def pair(seed=0, half_size=False, **options):
     """A small random BlockDrop of three blocks: float64, eval mode."""
-    policy = small_policy_net(3, seed=seed + 1)
+    policy = small_policy_net(3, half_size=half_size, seed=seed + 1)
     return BlockDrop(small_resnet(seed=seed), policy, **options).double().eval()
+
+
+def pixels(count):
+    return torch.randint(256, (count, 3, 9, 9), generator=rng(0), dtype=torch.uint8)
 
 
 # -------------------------------------------------------------------------------- the pair, by hand
@@ -46,6 +53,11 @@ def test_float_images_are_normalised_but_not_scaled():
     assert model.prepare(torch.full((1, 3, 1, 1), 5.0)).flatten().tolist() == [2, 2, 2]
 
 
+def test_the_model_keeps_a_tie():
+    model = BlockDrop(small_resnet(), Given(torch.tensor([[0.5, 0.49, 0.51]]))).double().eval()
+    assert model(pictures(1))[1].tolist() == [[1, 0, 1]]
+
+
 # ------------------------------------------------------------------------------ the pair, two roads
 @given(cases(families=("cifar",)))
 def test_the_logits_are_those_of_the_resnet_under_the_greedy_policy(case):
@@ -56,15 +68,17 @@ def test_the_logits_are_those_of_the_resnet_under_the_greedy_policy(case):
     assert_same(logits, case.net(x, u, "masked"))
 
 
-def test_both_networks_see_the_normalised_images():
-    model = pair(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).float()
-    x = torch.randint(256, (4, 3, 9, 9), generator=rng(0), dtype=torch.uint8)
-    mean = torch.tensor([0.5, 0.4, 0.3])[:, None, None]
-    std = torch.tensor([0.2, 0.3, 0.4])[:, None, None]
-    prepared = (x / 255 - mean) / std
+@pytest.mark.parametrize("how", [{"mean": MEAN, "std": STD}, {"mean": MEAN}, {"std": STD}])
+def test_both_networks_see_the_images_normalised_by_what_is_given(how):
+    model = pair(**how).float()
+    x = pixels(4)
+    prepared = x / 255 - torch.tensor(how.get("mean", (0, 0, 0)))[:, None, None]
+    prepared = prepared / torch.tensor(how.get("std", (1, 1, 1)))[:, None, None]
     logits, u = model(x)
     assert_equal(u, greedy(model.policy(prepared)))
     assert_same(logits, model.resnet(prepared, u), 1e-4)
+    with pytest.raises(ValueError, match=r"images of torch.float32 are out of range"):
+        model(prepared * 100)
 
 
 def test_in_training_mode_blocks_run_masked():
@@ -85,64 +99,108 @@ def test_a_block_meets_the_images_that_keep_it_in_use_and_all_images_in_training
 
 
 # ----------------------------------------------------------------------------------- the pair, laws
-def test_the_images_move_to_memory_format_channels_last():
-    assert pair().prepare(pictures(2)).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_images_of_another_memory_format_give_the_same():
+def test_images_move_to_channels_last_and_may_have_any_memory_format():
     model = pair()
     x = pictures(4)
+    assert model.prepare(x).is_contiguous(memory_format=torch.channels_last)
     assert_same(model(x.contiguous(memory_format=torch.channels_last)), model(x))
 
 
-def test_normalisation_is_no_part_of_the_weights():
-    assert {name.split(".")[0] for name in pair().state_dict()} == {"resnet", "policy"}
+@pytest.mark.parametrize("how", ["state_dict", "assigned", "whole"])
+def test_a_model_saved_and_loaded_as_pytorch_teaches_it_gives_the_same_answers(how, tmp_path):
+    model = pair(mean=MEAN, std=STD).float()
+    x = pixels(4)
+    path = tmp_path / "model.pt"
+    if how == "whole":
+        torch.save(model, path)
+        loaded = torch.load(path, weights_only=False)
+    else:
+        torch.save(model.state_dict(), path)
+        loaded = pair(seed=5).float()
+        loaded.load_state_dict(torch.load(path, weights_only=True), assign=how == "assigned")
+    assert_equal(loaded(x), model(x))
+    with pytest.raises(ValueError, match="out of range"):  # it knows that it normalises
+        loaded(x.float())
+
+
+def test_a_state_dict_without_mean_and_std_loads_and_leaves_them():
+    model = pair(mean=MEAN, std=STD)
+    others = {name: t for name, t in pair(seed=5).state_dict().items() if "." in name}
+    before = dict(others)
+    model.load_state_dict(others)
+    assert others == before
+    assert_equal(model(pixels(4)), pair(seed=5, mean=MEAN, std=STD)(pixels(4)))
 
 
 def test_the_images_given_stay_as_they_are():
     x = pictures(3)
-    before = x.clone()
-    pair()(x)
-    assert_equal(x, before)
+    pair(mean=MEAN, std=STD)(x)
+    assert_equal(x, pictures(3))
+
+
+def test_a_model_takes_images_of_the_cpu_wherever_it_is():
+    model = BlockDrop(small_resnet(), FixedPolicy(torch.ones(3)), MEAN, STD).to("meta")
+    assert model.prepare(model.check(pixels(2)).to(model.mean.device)).is_meta
 
 
 # ------------------------------------------------------------------- the images that the pair takes
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
-def test_integers_of_any_width_are_bytes(dtype):
-    x = torch.randint(256, (4, 3, 9, 9), generator=rng(0), dtype=torch.uint8)
+def test_what_counts_of_images_is_their_values():
+    x = pixels(4)
     model = pair().float()
-    assert_equal(model(x.to(dtype)), model(x))
+    expected = model(x)
+    for dtype in (torch.int16, torch.int32, torch.int64):
+        assert_equal(model(x.to(dtype)), expected)
+    assert_equal(model(x.numpy()), expected)
+    assert_equal(model(x.float() / 255), expected)
+    assert_equal(model((x.float() / 255).double()), expected)  # as NumPy makes them
+    assert_equal(model(x[:, :1]), model(x[:, :1].repeat(1, 3, 1, 1)))
 
 
-def test_images_of_another_precision_are_those_of_the_network():
-    model = pair().float()
-    x = pictures(3)  # float64, as NumPy makes them
-    assert_equal(model(x), model(x.float()))
-
-
-def test_an_array_is_as_good_as_a_tensor():
-    x = pictures(2)
-    assert_equal(pair()(x.numpy()), pair()(x))
-
-
-def test_a_grey_image_is_the_same_in_three_channels():
-    x = pictures(2)[:, :1]
-    assert_equal(pair()(x), pair()(x.repeat(1, 3, 1, 1)))
-
-
-@pytest.mark.parametrize("shape", [(3, 9, 9), (1, 9, 9, 3), (2, 4, 9, 9), (2, 2, 9, 9)])
-def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=f"images have shape {re.escape(str(list(shape)))}"):
-        pair()(torch.rand(shape))
-
-
-@pytest.mark.parametrize("value", [-0.01, 1.01, torch.nan, torch.inf])
-def test_floats_outside_0_to_1_are_refused(value):
-    x = pictures(2)
+def changed(x, value):
+    x = x.clone()
     x[1, 2, 3, 4] = value
-    model = BlockDrop(small_resnet(), small_policy_net(3), mean=(0.5,) * 3).double().eval()
-    with pytest.raises(ValueError, match=r"images of torch.float64 are out of range"):
-        model(x)
+    return x
+
+
+FLOATS = torch.full((2, 3, 9, 9), 0.5)
+INTEGERS = torch.zeros(2, 3, 9, 9, dtype=torch.int64)
+KINDS = ("bool", "complex64", "int8", "uint16", "uint32", "uint64", "float8_e5m2")
+REFUSED = {  # what is given -> what is said of it
+    **{
+        f"of shape {shape}": (torch.rand(shape), f"have shape {list(shape)}")
+        for shape in [(3, 9, 9), (1, 9, 9, 3), (2, 4, 9, 9), (2, 2, 9, 9), (1, 3, 0, 9)]
+    },
+    **{kind: (INTEGERS.to(getattr(torch, kind)), f"are torch.{kind} ") for kind in KINDS},
+    "sparse": (FLOATS.to_sparse(), "are torch.float32 (torch.sparse_coo)"),
+    **{
+        f"a float of {value}": (changed(FLOATS, value), "of torch.float32 are out of range")
+        for value in (-0.01, 1.01, torch.nan, torch.inf)
+    },
+    **{
+        f"an integer of {value}": (changed(INTEGERS, value), "of torch.int64 are out of range")
+        for value in (-1, 256)
+    },
+    "a picture": (Image.new("RGB", (9, 9)), "are of type Image"),
+    "pictures": ([Image.new("RGB", (9, 9))], "are of type list"),
+    "nothing": (None, "are of type NoneType"),
+    "a name": ("photo.jpg", "are of type str"),
+    "foreign bytes": (np.zeros((1, 3, 9, 9), ">f4"), "are of type ndarray"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_batch_of_images_is_refused_in_one_line_that_names_load_image(case):
+    x, expected = REFUSED[case]
+    expected = rf"^images {re.escape(expected)}[^\n]*; they must be \[B, 3, .*load_image[^\n]*$"
+    with pytest.raises(ValueError, match=expected):
+        pair(mean=MEAN)(x)
+
+
+def test_images_are_large_enough_for_the_policy_network_to_halve_them():
+    with pytest.raises(ValueError, match="of 2 x 2 pixels or more"):
+        pair(half_size=True)(pictures(1, 2, 1))
+    pair(half_size=True)(pictures(1, 2, 2))
+    pair()(pictures(1, 1, 1))
 
 
 def test_a_pair_that_does_not_normalise_takes_floats_as_they_are():
@@ -150,26 +208,6 @@ def test_a_pair_that_does_not_normalise_takes_floats_as_they_are():
     x = images(2)  # of both signs
     s = model.policy(x)
     assert_same(model(x)[0], model.resnet(x, greedy(s), execute="sparse"))
-
-
-@pytest.mark.parametrize("value", [-1, 256])
-def test_integers_outside_a_byte_are_refused(value):
-    x = torch.zeros(2, 3, 9, 9, dtype=torch.int64)
-    x[1, 2, 3, 4] = value
-    with pytest.raises(ValueError, match=r"images of torch.int64 are out of range"):
-        pair()(x)
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
-def test_images_that_are_no_numbers_are_refused(dtype):
-    with pytest.raises(ValueError, match=f"images are {dtype}"):
-        pair()(torch.zeros(1, 3, 9, 9, dtype=dtype))
-
-
-# ---------------------------------------------------------------------------------- the pair, edges
-def test_the_model_keeps_a_tie():
-    model = BlockDrop(small_resnet(), Given(torch.tensor([[0.5, 0.49, 0.51]]))).double().eval()
-    assert model(pictures(1))[1].tolist() == [[1, 0, 1]]
 
 
 def test_a_batch_without_images_gives_no_logits_and_no_policies():
@@ -180,10 +218,39 @@ def test_a_batch_without_images_gives_no_logits_and_no_policies():
 
 @pytest.mark.parametrize("policy", [small_policy_net(4), FixedPolicy(torch.ones(4))])
 def test_networks_that_disagree_in_K_are_refused(policy):
-    with pytest.raises(
-        ValueError, match="the ResNet has 3 blocks but the policy network decides on 4"
-    ):
+    expected = "the ResNet has 3 blocks but the policy network decides on 4"
+    with pytest.raises(ValueError, match=expected):
         BlockDrop(small_resnet(), policy)
+
+
+# -------------------------------------------------------------------------- taken to other programs
+def exported(model, x, strict=False):
+    dynamic = ({0: torch.export.Dim("count", min=2, max=64)},)
+    return torch.export.export(model, (x,), dynamic_shapes=dynamic, strict=strict).module()
+
+
+TAKEN = {  # what is taken elsewhere -> how
+    "pair exported": exported,
+    "policy network exported": exported,
+    "one policy exported": exported,
+    "pair exported strictly": functools.partial(exported, strict=True),
+    "pair traced": lambda model, x: torch.jit.trace(model, (x,), check_trace=False),
+    "pair compiled": lambda model, x: torch.compile(model, backend="eager"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # a tracer warns of each check of a shape
+@pytest.mark.parametrize("case", TAKEN)
+def test_taken_elsewhere_a_model_has_the_same_answers_for_batches_of_any_size(case):
+    model, x = pair().float(), pixels(7)
+    assert len(model(x)[1].unique(dim=0)) > 1
+    if "policy network" in case:
+        model, x = model.policy, model.prepare(x)
+    if "one policy" in case:
+        model.policy = FixedPolicy(torch.tensor([1, 0, 1]))
+    there = TAKEN[case](copy.deepcopy(model), x[:3])
+    for some in (x, x[2:4]):
+        assert_same(there(some), model(some), 1e-5)
 
 
 # -------------------------------------------------------------------------------------- FixedPolicy
@@ -201,75 +268,3 @@ def test_a_fixed_policy_has_nothing_to_learn_and_is_saved():
     assert list(fixed.parameters()) == []
     assert fixed.state_dict()["u"].tolist() == [1, 0, 1]
     assert fixed.num_blocks == 3
-
-
-# --------------------------------------------------------------------------- static_policy, by hand
-@pytest.mark.parametrize(
-    ("kind", "keep", "expected"),
-    [
-        ("first", 4, [1, 1, 1, 1, 0, 0, 0, 0, 0]),
-        ("distribute", 3, [1, 0, 0, 1, 0, 0, 1, 0, 0]),
-        ("distribute", 5, [1, 1, 0, 1, 1, 0, 1, 0, 0]),
-    ],
-)
-def test_a_static_policy_by_hand(kind, keep, expected):
-    assert static_policy(kind, keep, (3, 3, 3)).tolist() == expected
-
-
-# ------------------------------------------------------------------------------ static_policy, laws
-@given(kinds, segments, st.data(), seeds)
-def test_a_static_policy_keeps_exactly_as_many_blocks_as_asked(kind, segments, data, seed):
-    keep = data.draw(st.integers(0, sum(segments)))
-    u = static_policy(kind, keep, segments, rng(seed))
-    assert u.shape == (sum(segments),)
-    assert u.dtype == torch.float32
-    assert sorted(u.tolist()) == [0.0] * (sum(segments) - keep) + [1.0] * keep
-
-
-@given(segments, st.data())
-def test_first_keeps_the_first_blocks(segments, data):
-    keep = data.draw(st.integers(0, sum(segments)))
-    assert static_policy("first", keep, segments)[:keep].all()
-
-
-@given(segments, st.data())
-def test_distribute_keeps_as_many_in_each_segment_unless_one_is_full(segments, data):
-    keep = data.draw(st.integers(0, sum(segments)))
-    kept = [int(part.sum()) for part in static_policy("distribute", keep, segments).split(segments)]
-    for i, (count, size) in enumerate(zip(kept, segments, strict=True)):
-        assert count == size or count >= max(kept) - 1, f"segment {i}"
-
-
-@given(segments, st.data())
-def test_distribute_keeps_the_first_blocks_of_each_segment(segments, data):
-    u = static_policy("distribute", data.draw(st.integers(0, sum(segments))), segments)
-    for i, part in enumerate(u.split(segments)):
-        assert (part.diff() <= 0).all(), f"segment {i}"
-
-
-@given(segments, seeds)
-def test_random_is_reproducible_from_its_generator(segments, seed):
-    keep = sum(segments) // 2
-    u = static_policy("random", keep, segments, rng(seed))
-    assert_equal(static_policy("random", keep, segments, rng(seed)), u)
-
-
-def test_random_keeps_every_block_equally_often():
-    g = rng(0)
-    N = 3000
-    kept = torch.stack([static_policy("random", 2, (3, 2), g) for _ in range(N)]).mean(0)
-    assert ((kept - 0.4).abs() <= 4.5 * (0.4 * 0.6 / N) ** 0.5).all()
-
-
-# ----------------------------------------------------------------------------- static_policy, edges
-@pytest.mark.parametrize("keep", [-1, 10])
-@pytest.mark.parametrize("kind", ["first", "random", "distribute"])
-def test_keeping_more_than_all_or_less_than_none_is_refused(kind, keep):
-    with pytest.raises(ValueError, match=f"keep is {keep}; it must lie between 0 and K = 9"):
-        static_policy(kind, keep, (3, 3, 3))
-
-
-def test_an_unknown_kind_of_static_policy_is_refused():
-    expected = 'kind is \'last\'; it must be "first", "random" or "distribute"'
-    with pytest.raises(ValueError, match=expected):
-        static_policy("last", 1, (3,))

@@ -256,15 +256,6 @@ def test_a_curriculum_step_runs_forced_blocks_once_and_free_ones_as_two_policies
     assert counts == [count for count in expected if count]
 
 
-def test_the_policy_network_of_the_curriculum_looks_once_at_each_image():
-    model = ready()
-    x, y = batch()
-    once = copy.deepcopy(model.policy)
-    once(x)
-    step(model, x, y)
-    assert_equal(state(model.policy), state(once))
-
-
 @few
 @given(seeds)
 def test_an_image_whose_sample_is_its_greedy_policy_has_advantage_0(seed):
@@ -274,15 +265,6 @@ def test_an_image_whose_sample_is_its_greedy_policy_has_advantage_0(seed):
     same = (u == u_greedy).all(1)
     _, seen = step(model, x, y, seed=seed)
     assert not seen["A"][same].any()
-
-
-def test_a_wrong_sample_is_never_better_than_the_greedy_policy_and_sometimes_worse():
-    model = ready()
-    x, y = batch(60)
-    _, seen = step(model, x, y)
-    advantages = seen["A"][~seen["correct"]]
-    assert (advantages <= 0).all()
-    assert (advantages < 0).any()
 
 
 @each_mask
@@ -334,20 +316,6 @@ def test_no_loss_term_gives_a_forced_blocks_logit_a_gradient(free, seed):
     assert not gradient(loss, model.policy.logit.bias)[~free].any()
 
 
-def test_a_free_blocks_logit_has_a_gradient():
-    model = ready()
-    x, y = batch(20)
-    assert gradient(step(model, x, y)[0], model.policy.logit.bias).count_nonzero() == 3
-
-
-def test_at_alpha_near_a_half_no_logit_has_a_gradient_from_the_policy_loss():
-    model = ready()
-    x, y = batch(20)
-    loss, seen = step(model, x, y, alpha=0.5 + 1e-9, beta=0.0)
-    assert seen["A"].any()
-    assert gradient(loss, model.policy.logit.bias).abs().max() < 1e-6
-
-
 @each_mask
 def test_the_entropy_bonus_of_a_free_block_that_is_a_coin_is_beta_ln_2(free):
     model = ready()
@@ -374,23 +342,4 @@ def test_nan_and_inf_in_a_forced_column_stay_out_of_the_loss_and_its_gradient(va
     assert found[:, 2].isfinite().all()
 
 
-def test_rewards_and_advantages_of_the_curriculum_carry_no_gradient():
-    model = ready()
-    x, y = batch()
-    for name, value in step(model, x, y)[1].items():
-        assert not value.requires_grad, name
-
-
 # ---------------------------------------------------------------------------------- the step, edges
-def test_a_curriculum_step_is_a_function_of_its_generator():
-    model = ready()
-    x, y = batch(20)
-    one, same, other = (step(copy.deepcopy(model), x, y, seed=seed)[0] for seed in (0, 0, 1))
-    assert_equal(same, one)
-    assert other.item() != one.item()
-
-
-def test_an_image_alone_makes_a_curriculum_step():
-    loss, seen = step(ready(), *batch(1))
-    assert loss.isfinite()
-    assert {name: len(value) for name, value in seen.items()} == {"correct": 1, "R": 1, "A": 1}

@@ -1,7 +1,6 @@
 """Finetuning: the joint step, and the step of the settled policy."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -18,12 +17,10 @@ from helpers import (
     batch,
     drawn,
     few,
-    gradient,
     gradients,
     images_met,
     learning,
     pair,
-    rewarded,
     rng,
     seeds,
     state,
@@ -46,38 +43,6 @@ def step(model, x, y, seed=0, full_fraction=0.0, beta=BETA, gamma=GAMMA):
 
 
 # -------------------------------------------------------------------------- the joint step, by hand
-def test_the_advantage_of_finetuning_is_over_the_greedy_policy_in_eval_mode():
-    model = ready()
-    x, _ = batch(60)
-    _, u, u_greedy = drawn(model, x)
-    classes = copy.deepcopy(model.resnet)(x, u, execute="sparse").argmax(1)  # in training mode
-    classes_greedy = copy.deepcopy(model.resnet).eval()(x, u_greedy).argmax(1)
-    assert (classes != classes_greedy).any()
-    y = torch.where(torch.arange(60) % 2 == 0, classes, classes_greedy)
-    _, seen = step(model, x, y)
-    for i in range(60):
-        R = rewarded(u[i], classes[i] == y[i])
-        A = R - rewarded(u_greedy[i], classes_greedy[i] == y[i])
-        assert seen["R"][i].item() == pytest.approx(R, abs=1e-6), f"image {i}"
-        assert seen["A"][i].item() == pytest.approx(A, abs=1e-6), f"image {i}"
-
-
-def test_a_wrong_sample_of_finetuning_is_never_better_than_the_greedy_policy_and_sometimes_worse():
-    model = ready()
-    x, y = batch(60)
-    _, seen = step(model, x, y)
-    advantages = seen["A"][~seen["correct"]]
-    assert (advantages <= 0).all()
-    assert (advantages < 0).any()
-
-
-def test_the_entropy_bonus_of_finetuning_is_beta_ln_2_for_a_block_that_is_a_coin():
-    model = ready()
-    model.policy = Given(torch.full((6, 3), 0.5))
-    x, y = batch()
-    without, _ = step(copy.deepcopy(model), x, y, beta=0.0)  # a step moves BatchNorm's statistics
-    loss, _ = step(model, x, y, beta=2.0)
-    assert (loss - without).item() == pytest.approx(-2 * math.log(2) * 3, abs=1e-5)
 
 
 # ------------------------------------------------------------------------ the joint step, two roads
@@ -129,15 +94,6 @@ def test_a_share_of_the_images_rounded_up_also_passes_with_all_blocks_on(full_fr
     counts = images_met(model.resnet)
     finetune_step(model, x, y, 1.0, BETA, GAMMA, rng(0), full_fraction)
     assert counts == full
-
-
-def test_the_policy_network_of_finetuning_looks_once_at_each_image():
-    model = ready()
-    x, y = batch()
-    once = copy.deepcopy(model.policy)
-    once(x)
-    step(model, x, y, full_fraction=0.5)
-    assert_equal(state(model.policy), state(once))
 
 
 # ------------------------------------------------------- the joint step, laws: what it leaves alone
@@ -196,43 +152,13 @@ def test_every_weight_of_a_block_that_an_image_keeps_learns_in_finetuning():
             assert bool(found.any()) == bool(u[:, k].any()), f"block {k}, {name}"
 
 
-def test_every_blocks_logit_has_a_gradient_in_finetuning():
-    model = ready()
-    x, y = batch(20)
-    assert gradient(step(model, x, y)[0], model.policy.logit.bias).count_nonzero() == 3
-
-
-def test_every_blocks_logit_has_a_gradient_without_a_bonus():
-    model = ready()
-    loss, _ = step(model, *batch(20), beta=0.0)
-    assert gradient(loss, model.policy.logit.bias).count_nonzero() == 3
-
-
 def test_in_finetuning_the_resnet_learns():
     model = ready()
     step(model, *batch())[0].backward()
     assert model.resnet.conv1.weight.grad.any()
 
 
-def test_rewards_and_advantages_of_finetuning_carry_no_gradient():
-    model = ready()
-    for name, value in step(model, *batch())[1].items():
-        assert not value.requires_grad, name
-
-
 # ---------------------------------------------------------------------------- the joint step, edges
-def test_a_finetune_step_is_a_function_of_its_generator():
-    model = ready()
-    x, y = batch(20)
-    one, same, other = (step(copy.deepcopy(model), x, y, seed)[0] for seed in (0, 0, 1))
-    assert_equal(same, one)
-    assert other.item() != one.item()
-
-
-def test_an_image_alone_makes_a_finetune_step():
-    loss, seen = step(ready(), *batch(1), full_fraction=1.0)
-    assert loss.isfinite()
-    assert {name: len(value) for name, value in seen.items()} == {"correct": 1, "R": 1, "A": 1}
 
 
 # --------------------------------------------------------------------------------- the settled step

@@ -1,6 +1,8 @@
 """How the package is built: what imports what, and what its names are."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,26 +12,9 @@ import blockdrop_min
 PACKAGE = Path(blockdrop_min.__file__).parent
 METHOD = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 MODULES = sorted(path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
-PUBLIC = [
-    "BlockDrop",
-    "bound",
-    "Cost",
-    "entropy",
-    "fast",
-    "force_on",
-    "free_blocks",
-    "greedy",
-    "load",
-    "load_foreign",
-    "policy_cost",
-    "policy_loss",
-    "policy_net",
-    "resnet",
-    "resnet_cost",
-    "reward",
-    "sample",
-    "static_policy",
-]
+NAMES = """BlockDrop bound Cost entropy fast force_on free_blocks greedy load load_foreign
+policy_cost policy_loss policy_net resnet resnet_cost reward sample static_policy"""
+PUBLIC = NAMES.split()
 
 
 def imported(module):
@@ -46,24 +31,14 @@ def imported(module):
 
 
 @pytest.mark.parametrize("module", METHOD)
-def test_the_method_imports_only_the_method(module):
-    strangers = ("blockdrop_min.lab", "train", "evaluate")
-    found = [name for name in imported(module) if name.startswith(strangers)]
-    assert found == []
-
-
-@pytest.mark.parametrize("module", METHOD)
-def test_the_method_imports_only_what_is_read_before_it(module):
-    order = [name for name in reading_order() if name in METHOD]
+def test_the_method_imports_only_the_method_and_of_it_only_what_is_read_before(module):
+    words = blockdrop_min.__doc__.replace(",", " ").replace(".", " ").split()
+    order = [name for name in words if name in METHOD]  # the docstring says in which to read it
     assert sorted(order) == METHOD
-    later = order[order.index(module) :]
-    found = [name for name in imported(module) if name in {f"blockdrop_min.{x}" for x in later}]
+    later = {f"blockdrop_min.{name}" for name in order[order.index(module) :]}
+    strangers = ("blockdrop_min.lab", "train", "evaluate")
+    found = [name for name in imported(module) if name.startswith(strangers) or name in later]
     assert found == []
-
-
-def reading_order():
-    """The words of the package's docstring, which names its modules in the order to read them."""
-    return blockdrop_min.__doc__.replace(",", " ").replace(".", " ").split()
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -73,5 +48,19 @@ def test_no_module_has_the_name_of_a_public_function(module):
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_is_importable_from_the_package(name):
+def test_every_public_name_is_importable_and_listed(name):
     assert callable(getattr(blockdrop_min, name))
+    assert name in dir(blockdrop_min)
+
+
+def test_a_name_that_does_not_exist_is_missing_as_python_says_it():
+    with pytest.raises(AttributeError, match="module 'blockdrop_min' has no attribute 'shape'"):
+        _ = blockdrop_min.shape
+
+
+def test_the_method_loads_without_what_a_run_needs():
+    program = "import sys, blockdrop_min as b; b.reward, b.BlockDrop; print(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()} | set(done.stdout.split())
+    assert not loaded & {"torchvision", "PIL", "rich", "blockdrop_min.lab"}

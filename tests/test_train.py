@@ -13,13 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_equal, pair
+from helpers import assert_equal
 from runs import (
     EPOCHS,
     IMAGES,
@@ -35,17 +34,19 @@ from runs import (
 )
 
 import train
-from blockdrop_min import load, load_foreign, resnet
+from blockdrop_min import finetuning, load, load_foreign, pretraining, resnet
 from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, read, restore
 from blockdrop_min.lab.data import Split, load_data
 from blockdrop_min.lab.evaluation import run_policy
 from blockdrop_min.lab.log import COLUMNS
-from blockdrop_min.lab.settings import Settings, Stage, parse
+from blockdrop_min.lab.settings import flat, parse, unflat
 from blockdrop_min.policy_network import force_on, greedy
+from blockdrop_min.pretraining import Pretraining
+from blockdrop_min.stage import Stage
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-PICTURES = {"keep_rates.png", "extremes.png", "tradeoff.png"}
+PICTURES = {"extremes.png", "tradeoff.png"}
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +112,7 @@ def test_blocks_that_are_not_free_are_kept_in_validation(tmp_path, monkeypatch):
 
     make_model = train.make_model
     monkeypatch.setattr(train, "make_model", dropping)
-    assert short_run(tmp_path, "--free-by=1") == 0
+    assert short_run(tmp_path, "--curriculum-free-by=1") == 0
     found = [(row["free"], row["blocks_mean"]) for row in rows(tmp_path)]
     assert found == [(0, 3), (0, 3), (0, 3), (2, 1), (3, 0), (3, 0)]
 
@@ -119,7 +120,7 @@ def test_blocks_that_are_not_free_are_kept_in_validation(tmp_path, monkeypatch):
 def test_the_settings_are_written_as_they_were(finished):
     written = json.loads((finished[0] / "settings.json").read_text())
     assert f"torch {torch.__version__}" in written.pop("versions")
-    assert written == asdict(parse(SHORT)[0])
+    assert written == flat(parse(SHORT)[0])
 
 
 def test_into_a_pipe_goes_one_line_of_headings(finished):
@@ -167,12 +168,14 @@ def test_a_run_ends_with_its_results_table(finished):
     assert "BlockDrop" in table
 
 
-def test_the_evaluation_at_the_end_gets_the_folder_the_data_and_the_device(tmp_path, monkeypatch):
+def test_the_report_at_the_end_gets_the_folder_the_data_and_the_device(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(train.evaluate, "main", lambda given: asked.append(given) or 7)
+    monkeypatch.setattr(
+        train.report, "main", lambda *given, **more: asked.append((given, more)) or 7
+    )
     flags = ["--stages=pretrain", "--pretrain-epochs=1", "--data-dir=there"]
     assert train.main([*SHORT, *flags, "--out", str(tmp_path)]) == 7
-    assert asked == [[str(tmp_path), "--data-dir", "there", "--device", "cpu"]]
+    assert asked == [(([str(tmp_path)],), {"data_dir": "there", "device": "cpu"})]
 
 
 def test_plain_lines_between_the_rows_say_what_is_left(tmp_path, monkeypatch, capsys):
@@ -203,7 +206,8 @@ def test_on_a_terminal_there_is_a_progress_bar_and_ctrl_c_stops_it(tmp_path, mon
 
     def act():
         monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(sys, "stdout", open(theirs, "w"))  # noqa: SIM115
+        for stream in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, stream, open(theirs, "w"))  # noqa: SIM115
         return short_run(tmp_path, "--pretrain-epochs=9999")
 
     process = fork(act)
@@ -290,10 +294,9 @@ def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
 
 def test_another_seed_gives_other_weights(finished, tmp_path):
     short_run(tmp_path, "--seed=1")
-    one = load(finished[0]).state_dict()
-    other = load(tmp_path).state_dict()
-    equal = [name for name in one if torch.equal(one[name], other[name])]
-    assert [name for name in equal if not name.endswith("num_batches_tracked")] == []
+    one = dict(load(finished[0]).named_parameters())
+    other = dict(load(tmp_path).named_parameters())
+    assert [name for name in one if torch.equal(one[name], other[name])] == []
 
 
 def test_training_does_not_read_the_test_set(tmp_path, monkeypatch):
@@ -362,20 +365,73 @@ def test_images_streamed_from_files_go_through_all_stages(tmp_path):
     assert train.main([*SHORT, *flags, *out]) == 0
 
 
-def test_training_in_bfloat16_ends_with_finite_float32_weights(tmp_path):
-    flags = ["--amp", "--pretrain-epochs=1", "--curriculum-epochs=1", "--warm-epochs=0"]
-    assert short_run(tmp_path, *flags) == 0
+@pytest.mark.parametrize("amp", ["on", "off"])
+def test_training_in_bfloat16_ends_with_finite_float32_weights(tmp_path, amp):
+    flags = ["--pretrain-epochs=1", "--curriculum-epochs=1", "--curriculum-warm-epochs=0"]
+    assert short_run(tmp_path, f"--amp={amp}", *flags) == 0
+    assert read(tmp_path)[0]["bfloat16"] == (amp == "on")
     for name, p in load(tmp_path).named_parameters():
         assert p.dtype == torch.float32, name
         assert p.isfinite().all(), name
+
+
+@pytest.mark.parametrize(("able", "said"), [(True, "bfloat16"), (False, "float32")])
+def test_the_machine_chooses_the_arithmetic_and_the_run_says_which(
+    tmp_path, monkeypatch, capsys, able, said
+):
+    monkeypatch.setattr(train.process, "has_bfloat16", lambda device: able)
+    assert short_run(tmp_path, "--amp=auto", "--stages=pretrain", "--pretrain-epochs=1") == 0
+    assert f"1 threads, {said};" in capsys.readouterr().out
+    assert read(tmp_path)[0]["bfloat16"] == able
+
+
+def test_a_run_goes_on_in_the_arithmetic_that_it_began_with(tmp_path, monkeypatch, capsys):
+    flags = ["--amp=auto", "--stages=pretrain"]
+    monkeypatch.setattr(train.process, "has_bfloat16", lambda device: True)
+    assert short_run(tmp_path, *flags, "--pretrain-epochs=1") == 0
+    monkeypatch.setattr(train.process, "has_bfloat16", lambda device: False)
+    assert short_run(tmp_path, *flags, "--pretrain-epochs=2") == 0
+    assert read(tmp_path)[0]["bfloat16"]
+    assert "no instructions for bfloat16: the run goes on in it" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------- fair rivals
+def test_the_rivals_are_runs_of_one_policy_each_from_the_same_pretrained_resnet(tmp_path, capsys):
+    assert short_run(tmp_path, "--rivals=2") == 0
+    rivals = sorted(path for path in tmp_path.glob("static-*"))
+    assert len(rivals) == 2
+    for path in rivals:
+        state = read(path)[0]
+        digits = path.name.removeprefix("static-")
+        assert load(path).policy.u.tolist() == [float(digit) for digit in digits]
+        assert state["settings"]["resnet"] == str(tmp_path / "resnet.pt")
+        assert [(row["stage"], row["epoch"]) for row in rows(path)] == [("finetune", 0)]
+        ours, theirs = (unflat(read(folder)[0]["settings"]).finetune for folder in (tmp_path, path))
+        assert ours == theirs
+    blocks = [path.name.count("1") for path in rivals]
+    assert blocks[1] - blocks[0] == 1
+
+
+def test_a_run_and_its_rivals_go_on_where_they_stopped(tmp_path):
+    assert short_run(tmp_path, "--rivals=1") == 0
+    (rival,) = tmp_path.glob("static-*")
+    before = (rival / NAME).stat().st_mtime_ns
+    assert short_run(tmp_path, "--rivals=1") == 0
+    assert (rival / NAME).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("flag", ["--policy=first:2", "--stages=pretrain", "--rivals=0"])
+def test_without_a_learned_policy_or_if_told_so_there_are_no_rivals(tmp_path, flag):
+    assert short_run(tmp_path, "--rivals=2", flag) == 0
+    assert list(tmp_path.glob("static-*")) == []
 
 
 # -------------------------------------------------------------------------- the loop, step by step
 def watch(patch, steps):
     """Appends to `steps` what each training step from now on is given, computes and changes."""
 
-    def watched(name):
-        original = getattr(train, name)
+    def watched(name, module):
+        original = getattr(module, name)
 
         def act(model, *arguments):
             bound = inspect.signature(original).bind(model, *arguments).arguments
@@ -407,10 +463,13 @@ def watch(patch, steps):
         patch.augmented = generator.get_state()
         return original_augment(x, crop, pad, generator)
 
-    def make_optimizer(model, stage):
-        optimizer = original_make_optimizer(model, stage)
-        optimizer.register_step_pre_hook(before_step)
-        optimizer.register_step_post_hook(after_step)
+    def with_hooks(make):
+        def optimizer(stage, model):
+            made = make(stage, model)
+            made.register_step_pre_hook(before_step)
+            made.register_step_post_hook(after_step)
+            return made
+
         return optimizer
 
     def before_step(optimizer, *_):
@@ -427,11 +486,11 @@ def watch(patch, steps):
         del step.before
 
     original_augment = train.augment
-    original_make_optimizer = train.make_optimizer
     patch.setattr(train, "augment", augment)
-    patch.setattr(train, "make_optimizer", make_optimizer)
-    for name in STEP_FUNCTIONS:
-        patch.setattr(train, name, watched(name))
+    for kind in (Stage, Pretraining):
+        patch.setattr(kind, "optimizer", with_hooks(kind.optimizer))
+    for name, module in STEP_FUNCTIONS.items():
+        patch.setattr(module, name, watched(name, module))
 
 
 # Two epochs or more of each stage; in finetuning one of joint and one of settled steps.
@@ -444,13 +503,6 @@ KINDS = [
     *["settled_step"] * 3,
 ]
 SAMPLING = ("pretrain_step", "curriculum_step", "finetune_step")
-STAGES_OF = {
-    "pretrain_step": "pretrain",
-    "warm_start_step": "curriculum",
-    "curriculum_step": "curriculum",
-    "finetune_step": "finetune",
-    "settled_step": "finetune",
-}
 
 
 @pytest.fixture(scope="module")
@@ -483,16 +535,6 @@ def test_what_learns_is_in_training_mode_and_nothing_else_in_every_epoch(
 ):
     steps = [step for step in watched[1] if step.name == name]
     assert [step.modes for step in steps] == [(resnet, policy)] * len(steps)
-
-
-def test_the_resnet_is_in_training_mode_under_a_settled_policy_in_every_epoch(tmp_path):
-    steps = []
-    with pytest.MonkeyPatch.context() as patch:
-        watch(patch, steps)
-        assert short_run(tmp_path, "--policy=first:2", "--finetune-epochs=3") == 0
-    steps = [step for step in steps if step.name == "settled_step"]
-    assert len(steps) == 9
-    assert [step.modes[0] for step in steps] == [True] * 9
 
 
 @pytest.mark.parametrize("name", STEP_FUNCTIONS)
@@ -537,9 +579,7 @@ def test_every_step_has_the_learning_rate_of_its_place_in_the_stage(watched):
     counts = {"pretrain": 6, "curriculum": 9, "finetune": 6}
     expected = []
     for name, count in counts.items():
-        stage = Stage(name, 1, 1, 1.0)
-        for i in range(count):
-            expected.append(rates[name] * train.learning_rate("cosine", stage, i / count))
+        expected += [rates[name] * Stage().rate(i / count) for i in range(count)]
     assert [step.lr for step in watched[1]] == [[pytest.approx(rate)] for rate in expected]
     assert max(expected) > 0.04
 
@@ -571,7 +611,7 @@ def test_the_seconds_of_a_row_are_those_of_its_own_steps_and_validation(tmp_path
         return slow
 
     monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(train, "pretrain_step", taking(1, train.pretrain_step))
+    monkeypatch.setattr(pretraining, "pretrain_step", taking(1, pretraining.pretrain_step))
     monkeypatch.setattr(train, "run_policy", taking(10, train.run_policy))
     assert short_run(tmp_path, "--stages=pretrain", "--pretrain-epochs=3") == 0
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -594,7 +634,7 @@ def test_every_row_is_the_validation_of_its_checkpoint_by_hand(tmp_path, monkeyp
         save(out, state)
 
     monkeypatch.setattr(train, "save", measured)
-    assert short_run(tmp_path, *TWO_EACH, "--free-by=1") == 0
+    assert short_run(tmp_path, *TWO_EACH, "--curriculum-free-by=1") == 0
     shown = [(row["accuracy"], row["blocks_mean"]) for row in rows(tmp_path)]
     assert found == [pytest.approx(row) for row in shown]
     assert len({blocks for _, blocks in found}) > 2
@@ -660,7 +700,7 @@ def test_only_training_images_are_augmented(tmp_path, monkeypatch):
 def test_a_number_that_is_not_finite_stops_before_the_optimizer(
     tmp_path, monkeypatch, capsys, where
 ):
-    step = train.finetune_step
+    step = finetuning.finetune_step
     kept = []
 
     def spoilt(model, *rest):
@@ -668,7 +708,7 @@ def test_a_number_that_is_not_finite_stops_before_the_optimizer(
         kept.append((model, {n: p.detach().clone() for n, p in model.named_parameters()}))
         return loss * torch.nan if where == "loss" else loss + (0 * loss).sqrt(), images
 
-    monkeypatch.setattr(train, "finetune_step", spoilt)
+    monkeypatch.setattr(finetuning, "finetune_step", spoilt)
     assert short_run(tmp_path) == 2
     ((model, before),) = kept
     assert_equal(dict(model.named_parameters()), before)
@@ -677,130 +717,16 @@ def test_a_number_that_is_not_finite_stops_before_the_optimizer(
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "curriculum", "finetune"])
-def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(tmp_path, capsys, stage):
-    assert short_run(tmp_path, f"--{stage}-lr=1e30") == 2
+def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(
+    tmp_path, monkeypatch, capsys, stage
+):
+    monkeypatch.setattr(train, "LARGEST_LOSS", 1e4)
+    flags = [f"--{stage}-lr=1000", f"--{stage}-schedule=constant", f"--{stage}-epochs=9"]
+    assert short_run(tmp_path, *flags) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    for said in ("not finite", f"smaller --{stage}-lr", "another --out"):
+    for said in ("is not finite, or the loss above", f"smaller --{stage}-lr", "another --out"):
         assert said in error
-    assert "run again" not in error
-
-
-# ----------------------------------------------------------- settings reach the place of their use
-UNUSUAL = [
-    "--pretrain-batch=30",
-    "--curriculum-batch=28",
-    "--finetune-batch=26",
-    "--alpha=0.7",
-    "--drop=0.5",
-    "--curriculum-beta=0.3",
-    "--curriculum-gamma=1.5",
-    "--classify=0.25",
-    "--finetune-beta=0.2",
-    "--finetune-gamma=2.5",
-    "--full-fraction=0.375",
-    "--fade-by=0",
-    "--free-by=1",
-]
-
-
-@pytest.fixture(scope="module")
-def unusual(tmp_path_factory):
-    """The steps of a run whose settings all differ from the defaults and from each other."""
-    torch.set_num_threads(1)
-    steps = []
-    with pytest.MonkeyPatch.context() as patch:
-        watch(patch, steps)
-        assert short_run(tmp_path_factory.mktemp("unusual"), *UNUSUAL, *TWO_EACH) == 0
-    return steps
-
-
-@pytest.mark.parametrize(
-    ("name", "argument", "value"),
-    [
-        ("curriculum_step", "alpha", 0.7),
-        ("curriculum_step", "beta", 0.3),
-        ("curriculum_step", "gamma", 1.5),
-        ("curriculum_step", "classify", 0.25),
-        ("finetune_step", "alpha", 0.7),
-        ("finetune_step", "beta", 0.2),
-        ("finetune_step", "gamma", 2.5),
-        ("finetune_step", "full_fraction", 0.375),
-        ("settled_step", "gamma", 2.5),
-    ],
-)
-def test_a_setting_reaches_the_step_that_uses_it(unusual, name, argument, value):
-    first = next(step for step in unusual if step.name == name)
-    assert first.given[argument] == pytest.approx(value)
-
-
-@pytest.mark.parametrize(
-    ("name", "batch"),
-    [
-        ("pretrain_step", 30),
-        ("warm_start_step", 28),
-        ("curriculum_step", 28),
-        ("finetune_step", 26),
-        ("settled_step", 26),
-    ],
-)
-def test_a_step_has_as_many_images_as_its_stage_says(unusual, name, batch):
-    sizes = [len(step.given["x"]) for step in unusual if step.name == name]
-    assert sizes[:3] == [batch, batch, IMAGES - 2 * batch]
-
-
-def test_the_policy_decides_on_the_blocks_that_are_free_in_its_epoch(unusual):
-    steps = [step.given for step in unusual if step.name == "curriculum_step"]
-    late = [False, True, True]
-    assert [step["free"].tolist() for step in steps] == [late] * 3 + [[True] * 3] * 3
-
-
-def test_dropping_rises_to_its_setting(unusual):
-    found = [step.given["fraction"] for step in unusual if step.name == "pretrain_step"]
-    assert found == pytest.approx([0, 0, 1 / 3, 0.5, 0.5, 0.5])
-
-
-def test_exploration_fades_until_the_policy_settles(unusual):
-    steps = [step.given for step in unusual if step.name == "finetune_step"]
-    assert [step["alpha"] for step in steps] == pytest.approx([0.7, 0.8, 0.9])
-    assert [step["beta"] for step in steps] == pytest.approx([0.2, 0.4 / 3, 0.2 / 3])
-
-
-@pytest.fixture(scope="module")
-def fading(tmp_path_factory):
-    """What sampling steps are given in a run whose exploration fades in the curriculum only."""
-    steps = []
-    with pytest.MonkeyPatch.context() as patch:
-        watch(patch, steps)
-        flags = ["--fade-by=0.75", "--settle-by=0", "--finetune-epochs=2"]
-        short_run(tmp_path_factory.mktemp("fading"), *flags)
-    return [step.given for step in steps if step.name in SAMPLING[1:]]
-
-
-FADED = [min(1, i / 9 / 0.75) for i in range(3, 9)]  # in the steps behind the warm start
-
-
-def test_exploration_fades_in_the_curriculum_by_its_own_setting(fading):
-    expected = [0.8 + 0.2 * faded for faded in FADED] + [0.8] * 6
-    assert [given["alpha"] for given in fading] == pytest.approx(expected)
-
-
-def test_the_entropy_bonus_of_the_curriculum_fades_with_exploration(fading):
-    expected = [0.02 * (1 - faded) for faded in FADED] + [0.05] * 6
-    assert [given["beta"] for given in fading] == pytest.approx(expected)
-
-
-def test_the_policys_features_are_kept_from_forgetting_to_the_end_of_the_curriculum(fading):
-    assert [given["classify"] for given in fading[:6]] == [0.3] * 6
-
-
-@pytest.mark.parametrize("amp", [True, False])
-def test_mixed_precision_is_on_where_it_is_asked_for(tmp_path, amp):
-    steps = []
-    with pytest.MonkeyPatch.context() as patch:
-        watch(patch, steps)
-        short_run(tmp_path, "--amp" if amp else "--no-amp", "--pretrain-epochs=1")
-    assert [step.autocast for step in steps] == [amp] * len(steps)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -837,7 +763,7 @@ def test_the_data_are_loaded_as_the_settings_say(tmp_path, monkeypatch):
 
 
 def new_model(**changes):
-    settings = Settings(**({"preset": "smoke", "depth": 8} | changes))
+    settings = unflat({"depth": 8} | changes)
     data = SimpleNamespace(classes="abc", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     return train.make_model(settings, data, None, None)
 
@@ -866,97 +792,3 @@ def test_a_new_policy_network_starts_from_the_file_that_is_named(tmp_path):
     torch.save(new_model(seed=5, **changes).policy.features.state_dict(), path)
     model = new_model(policy_start=str(path), **changes)
     assert_equal(model.policy.features.state_dict(), torch.load(path))
-
-
-# ----------------------------------------------------------------------- parts of the loop by hand
-def stage(name, epochs=10, lr=0.1):
-    return Stage(name, epochs, 64, lr)
-
-
-@pytest.mark.parametrize("learns", [True, False])
-def test_a_network_that_learns_has_training_mode_and_gradients_whatever_came_before(learns):
-    network = pair().policy
-    for before in (True, False):
-        train.set_learning(network, before)
-        train.set_learning(network, learns)
-        assert {module.training for module in network.modules()} == {learns}
-        assert {p.requires_grad for p in network.parameters()} == {learns}
-
-
-@pytest.mark.parametrize("name", ["pretrain", "curriculum", "finetune"])
-def test_the_learning_rate_rises_and_falls_to_zero_by_hand(name):
-    rates = [train.learning_rate("cosine", stage(name), p) for p in (0, 0.1, 0.2, 0.6, 1)]
-    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"), [("curriculum", [1, 1, 1, 1]), ("finetune", [1, 1, 0.1, 0.1])]
-)
-def test_the_authors_learning_rate_by_hand(name, expected):
-    rates = [train.learning_rate("step", stage(name), p) for p in (0, 0.79, 0.8, 1)]
-    assert rates == expected
-
-
-def test_the_authors_say_nothing_of_pretraining():
-    rates = [train.learning_rate("step", stage("pretrain"), p) for p in (0.1, 0.6)]
-    assert rates == pytest.approx([0.5, 0.5])
-
-
-def test_the_schedule_that_is_set_is_the_one_that_is_used(tmp_path):
-    steps = []
-    with pytest.MonkeyPatch.context() as patch:
-        watch(patch, steps)
-        assert short_run(tmp_path, "--schedule=step", "--finetune-epochs=2") == 0
-    finetuning = [step.lr for step in steps if STAGES_OF[step.name] == "finetune"]
-    assert finetuning == [[pytest.approx(rate)] for rate in [1e-3] * 5 + [1e-4]]
-
-
-def test_pretraining_has_the_sgd_of_its_field():
-    model = pair()
-    optimizer = train.make_optimizer(model, stage("pretrain", lr=0.05))
-    assert type(optimizer) is torch.optim.SGD
-    expected = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
-    assert expected.items() <= optimizer.param_groups[0].items()
-    assert optimizer.param_groups[0]["params"] == list(model.resnet.parameters())
-
-
-@pytest.mark.parametrize("name", ["curriculum", "finetune"])
-def test_the_later_stages_have_the_authors_adam(name):
-    optimizer = train.make_optimizer(pair(), stage(name, lr=0.25))
-    assert type(optimizer) is torch.optim.Adam
-    expected = {"lr": 0.25, "weight_decay": 0, "betas": (0.9, 0.999)}
-    assert expected.items() <= optimizer.param_groups[0].items()
-
-
-@pytest.mark.parametrize("free_by", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("epochs", [3, 8, 20])
-@pytest.mark.parametrize("warm", [0, 2])
-def test_blocks_become_free_from_the_last_to_the_first_once(free_by, epochs, warm):
-    settings = Settings(curriculum_epochs=epochs, warm_epochs=warm, free_by=free_by)
-    freed = []
-    for epoch in range(epochs):
-        freed.append(train.free_in_epoch(settings, stage("curriculum", epochs), epoch, 9).tolist())
-    counts = [sum(free) for free in freed]
-    assert freed[:warm] == [[False] * 9] * warm
-    assert counts == sorted(counts)
-    assert freed == [sorted(free) for free in freed]
-    assert free_by == 0 or counts[-1] == 9
-
-
-@pytest.mark.parametrize(("name", "free"), [("pretrain", False), ("finetune", True)])
-def test_no_block_is_free_in_pretraining_and_every_block_in_finetuning(name, free):
-    assert train.free_in_epoch(Settings(), stage(name), 0, 4).tolist() == [free] * 4
-
-
-@pytest.mark.parametrize(
-    ("fraction", "epochs"), [(0.07, 100), (0.14, 50), (0.55, 100), (0.29, 100)]
-)
-def test_a_fraction_of_the_epochs_frees_all_blocks_and_no_epoch_more(fraction, epochs):
-    # 0.07 * 100 is 7.000000000000001, which must not become 8.
-    settings = Settings(curriculum_epochs=epochs, warm_epochs=0, free_by=fraction)
-    last = round(fraction * epochs) - 1
-    counts = []
-    for epoch in (last - 1, last):
-        counts.append(train.free_in_epoch(settings, stage("curriculum", epochs), epoch, 900).sum())
-    assert counts[0] < 900
-    assert counts[1] == 900

@@ -109,7 +109,7 @@ def modern(settings):
 
 def build(settings, num_classes, mean, std):
     """An untrained `BlockDrop` as the settings say."""
-    net = resnet(settings.depth, num_classes, settings.family)
+    net = resnet(settings.depth, num_classes, settings.family, settings.width or None)
     u = settings.fixed_policy(net.segments)
     if u is not None:
         return BlockDrop(net, FixedPolicy(u), mean, std)

@@ -1,13 +1,14 @@
 """What a network costs for one image: FLOPs = 2 x multiply-adds of convolutions, linear layers.
 
-This convention gives the paper's numbers and is that of torch.utils.flop_counter. Pooling,
-BatchNorm, ReLU and additions count nothing.
+Counted by torch.utils.flop_counter, in the convention of the paper's numbers: pooling, BatchNorm,
+ReLU and additions count nothing.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Cost(NamedTuple):
@@ -31,56 +32,42 @@ class Cost(NamedTuple):
         return self.fixed + sum(self.blocks)
 
 
-def layer_cost(layer, size):
-    """FLOPs of one layer on an image of this (height, width), and the size that it gives.
-
-    Pooling costs nothing, but changes the size; of other layers the size stays and nothing counts.
-    """
-    if isinstance(layer, nn.Linear):
-        return 2 * layer.in_features * layer.out_features, size
-    if not isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-        return 0, size
-    kernel, stride, padding = layer.kernel_size, layer.stride, layer.padding
-    if isinstance(kernel, tuple):  # a convolution's; all windows here are square
-        kernel, stride, padding = kernel[0], stride[0], padding[0]
-    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in size)
-    if isinstance(layer, nn.MaxPool2d):
-        return 0, (height, width)
-    return 2 * layer.weight.numel() * height * width, (height, width)
-
-
-def chain_cost(layers, size):
-    """FLOPs of layers in a row, and the size that the last one gives."""
-    total = 0
-    for layer in layers:
-        flops, size = layer_cost(layer, size)
-        total += flops
-    return total, size
-
-
+@torch.no_grad()
 def resnet_cost(net, image_size):
     """`Cost` of a `MaskedResNet` for images of this size, an int or (height, width)."""
-    fixed, size = chain_cost([net.conv1, net.maxpool], as_pair(image_size))
+    net = without_numbers(net)
+    x, fixed = counted(net.stem, an_image(image_size))
     blocks = []
     for block in net.blocks:
-        if block.downsample is not None:  # computed whether or not the block is kept
-            fixed += chain_cost(block.downsample.children(), size)[0]
-        convs = [layer for layer in block.children() if isinstance(layer, nn.Conv2d)]
-        flops, size = chain_cost(convs, size)
+        fixed += counted(block.shortcut, x)[1]  # computed whether or not the block is kept
+        x, flops = counted(block.residual, x)
         blocks.append(flops)
-    return Cost(fixed + layer_cost(net.fc, size)[0], tuple(blocks))
+    return Cost(fixed + counted(net.head, x)[1], tuple(blocks))
 
 
+@torch.no_grad()
 def policy_cost(policy, image_size):
     """FLOPs of a `PolicyNet` for one image of this size, an int or (height, width)."""
-    size = tuple(side // 2 if policy.half_size else side for side in as_pair(image_size))
-    return resnet_cost(policy.features, size).full + layer_cost(policy.logit, size)[0]
+    return counted(without_numbers(policy), an_image(image_size))[1]
 
 
-def as_pair(image_size):
-    """(height, width) of a size that may be one side."""
+def counted(function, x):
+    """The output of function(x), and what it costs."""
+    with FlopCounterMode(display=False) as counter:
+        return function(x), counter.get_total_flops()
+
+
+def without_numbers(network):
+    """A copy in eval mode whose tensors are shapes alone, on PyTorch's device "meta"."""
+    tensors = [*network.parameters(), *network.buffers()]
+    shapes = {id(tensor): tensor.to("meta", torch.float32) for tensor in tensors}
+    return copy.deepcopy(network, shapes).eval()
+
+
+def an_image(image_size):
+    """An image [1, 3, height, width] of this size, its shape alone."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
         allowed = "a side of at least 1 pixel, or (height, width)"
         raise ValueError(f"image_size is {image_size}; it must be {allowed}")
-    return size
+    return torch.empty(1, 3, *size, device="meta")

@@ -9,16 +9,20 @@ import functools
 import hashlib
 import re
 import socket
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
+from torchvision.transforms.functional import center_crop as centre_crop  # noqa: F401
 
-from .images import image_folder, opened
+from .images import DATA_DIR, image_folder
+from .program import shown
 from .shapes import SHAPES, make_shapes
 
 DATA = ("shapes", "cifar10", "cifar100", "folder", "imagenet")
@@ -76,7 +80,8 @@ class Split:
         order: indices; None: as the images lie.
         workers: processes that read images from files; 0: this one reads them.
         part: gives, for the size of a batch, the slice of it that is wanted; `slice`: all of it.
-        Raises ValueError, one line, if a file cannot be read or a worker dies.
+        Raises ValueError, one line, if a file is no image or a worker dies; OSError if a file
+            cannot be read.
         """
         device = self.labels.device
         order = torch.arange(len(self)) if order is None else order
@@ -93,14 +98,22 @@ class Split:
 
 
 def read_batches(images, batches, workers, pin):
-    """A `DataLoader` over lists of indices, whose errors are one line each, a ValueError."""
+    """A `DataLoader` over lists of indices. It never warns, and its errors are one line each."""
     try:
-        yield from DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=pin)
-    except (ValueError, RuntimeError) as problem:  # with the traceback of a worker
-        line = str(problem).strip().splitlines()[-1].removeprefix("ValueError: ")
-        if not isinstance(problem, ValueError):
-            line = f"reading images failed ({line}): /dev/shm may be too small; use --workers 0"
-        raise ValueError(line) from None
+        if workers:  # they hand images over through such a socket: if it fails, nothing arrives
+            Listener().close()
+        with warnings.catch_warnings():  # of more workers than cores
+            warnings.simplefilter("ignore")
+            loader = DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=pin)
+            batches = iter(loader)
+        yield from batches
+    except (ValueError, OSError, RuntimeError) as problem:  # with the traceback of a worker
+        line = str(problem).strip().splitlines()[-1].removeprefix(f"{type(problem).__name__}: ")
+        kind = OSError if "[Errno" in line else ValueError
+        if kind is ValueError and not isinstance(problem, ValueError):
+            needed = "processes need room in /dev/shm and a short path in TMPDIR"
+            line = f"reading images failed ({line}): {needed}; use --workers 0"
+        raise kind(line) from None
 
 
 @dataclass(frozen=True)
@@ -139,57 +152,49 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     val_images: cut from the training images; the cut does not depend on the run's seed.
     with_test: read the test images, too.
     Raises ValueError, one line, on missing, empty, corrupt or mixed-size files, on splits that
-        cannot be made, and on images that do not fit into memory.
+        cannot be made, and on images that do not fit into memory; OSError if the disk fails.
     """
-    found = ""
+    too_large = name == "imagenet" and image_size > STREAM_SIZE
+    if too_large or (name in CIFAR and image_size not in (0, 32)):
+        allowed = f"at most {STREAM_SIZE}" if too_large else "0 or 32, as they are"
+        raise ValueError(f"--image-size is {image_size}; for {name} it must be {allowed}")
+    found, test = "", None
     if name == "shapes":
-        train = shapes(train_images or 8_000, 0, image_size or 32)
-        test_images = max(len(SHAPES), min(2_000, len(train) // 4))
-        test = shapes(test_images, 1, image_size or 32) if with_test else None
-        classes = SHAPES
+        train, classes = shapes(train_images or 8_000, 0, image_size or 32), SHAPES
+        if with_test:
+            test = shapes(max(10, min(2_000, len(train) // 4)), 1, image_size or 32)
     elif name in CIFAR:
-        if image_size not in (0, 32):
-            raise ValueError(f"--image-size is {image_size}; images of {name} stay as they are, 32")
         train, classes = cifar(name, root, True)
-        test = cifar(name, root, False)[0] if with_test else None
+        if with_test:
+            test, _ = cifar(name, root, False)
     else:
-        train, test, found = folders(name, Path(root), image_size)
+        train, test, found = folders(Path(root), STREAM_SIZE if name == "imagenet" else image_size)
         classes = train.images.classes
     count = train_images or len(train)
     if not 0 < val_images < count <= len(train):
-        cut = f"{count} training images with {val_images} for validation cannot be cut"
-        raise ValueError(f"{cut} from {len(train)}; change --train-images or --val-images")
+        given = f"--train-images {count} with --val-images {val_images}"
+        raise ValueError(f"{given} cannot be cut from {len(train)} images; change one of them")
 
     order = torch.randperm(len(train), generator=seeded("split"))[:count]
     if name == "folder":
         train = read_images(train, order)
+        order = torch.arange(count)
         side = train.images.shape[-1]
         test = read_images(test, torch.arange(len(test)), side) if with_test else None
-        order = torch.arange(count)
-    elif name == "imagenet" and not with_test:
-        for path in test.images.paths:  # what is no image is better found now than after training
-            with opened(path):
-                pass
+    elif not with_test:
         test = None
     val = train.subset(order[:val_images])
     train = train.subset(order[val_images:])
+    (mean, std), crop, pad = IMAGENET, image_size or 224, 0
     if train.in_memory:
-        mean, std = statistics(train.images)
         crop = train.images.shape[-1]
         pad = crop // 8
-    else:
-        mean, std = IMAGENET
-        crop = image_size or 224
-        pad = 0
+        pixels = train.images[: max(1, SAMPLE // (3 * crop**2))].float() / 255
+        mean = pixels.mean((0, 2, 3)).tolist()
+        std = pixels.std((0, 2, 3)).clamp_min(1e-3).tolist()
     read = f"{len(train):,} training and {len(val):,} validation images, {len(classes):,} classes"
-    return Data(train, val, test, tuple(classes), mean, std, crop, pad, read + found)
-
-
-def statistics(images):
-    """Mean and standard deviation of the pixels of the first images, per channel."""
-    pixels = images[: max(1, SAMPLE // images[0].numel())].float() / 255
-    std = pixels.std((0, 2, 3)).clamp_min(1e-3)
-    return tuple(pixels.mean((0, 2, 3)).tolist()), tuple(std.tolist())
+    read += found
+    return Data(train, val, test, tuple(classes), tuple(mean), tuple(std), crop, pad, read)
 
 
 def check_memory(needed):
@@ -213,36 +218,31 @@ def shapes(count, seed, size):
 
 def cifar(name, root, train):
     """CIFAR from its official files, downloaded by torchvision: a `Split`, and the classes."""
-    kind = CIFAR[name]
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:
-        data = kind(root, train=train, download=True)
+        with warnings.catch_warnings():  # NumPy's, of how the files were pickled
+            warnings.simplefilter("ignore")
+            data = CIFAR[name](root, train=train, download=True)
     except Exception as problem:  # of many kinds: of the network, the disk, damaged files
         reason = " ".join(str(problem).split())
         missing = f"{name} is not in {root} and could not be downloaded ({reason})"
-        raise ValueError(f"{missing}; put {kind.filename} there") from None
+        raise ValueError(f"{missing}; put {CIFAR[name].filename} there; {DATA_DIR}") from None
     finally:
         socket.setdefaulttimeout(before)
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.tensor(data.targets)), data.classes
 
 
-def folders(name, root, image_size):
+def folders(root, size):
     """The files of `folder` or `imagenet`: training and test `Split`, and what else was found."""
-    if name == "imagenet" and image_size > STREAM_SIZE:
-        limit = f"it must be at most {STREAM_SIZE}, to which imagenet is resized"
-        raise ValueError(f"--image-size is {image_size}; {limit}")
-    size = STREAM_SIZE if name == "imagenet" else image_size
     train = image_folder(root, ("train",), size)
-    test = image_folder(root, ("test", "val"), size)
-    if train.classes != test.classes:
-        differ = ", ".join(sorted(set(train.classes) ^ set(test.classes))[:5])
-        raise ValueError(f"{root}: train and {test.root.name} have other classes: {differ}")
-    found = f"; test: {len(test):,} images in {test.root.name}"
-    left_out = [str(Path(path).relative_to(root)) for path in train.left_out + test.left_out]
+    test = image_folder(root, ("test", "val"), size, train.classes)
+    found = f"; test: {len(test.paths):,} images in {test.root.name}"
+    left_out = sorted(train.left_out) + sorted(test.left_out)
     if left_out:
-        names = ", ".join(left_out[:3] + ["..."] * (len(left_out) > 3))
+        names = [shown(Path(path).relative_to(root)) for path in left_out[:3]]
+        names = ", ".join(names + ["..."] * (len(left_out) > 3))
         found += f"; left out: {len(left_out):,} that are no images ({names})"
     return *(Split(files, torch.tensor(files.labels)) for files in (train, test)), found
 
@@ -254,16 +254,15 @@ def read_images(split, index, side=0):
     Raises ValueError if one is not square or has another side, or if they do not fit into memory.
     """
     files = split.images
-    side = side or files.size or files[index[0]][0].shape[1]
+    side = side or files.size or min(files[index[0]][0].shape[1:])
     check_memory(6 * len(index) * side**2)
     images = []
     for i in index.tolist():
-        image = files[i][0]
-        if image.shape != (3, side, side) or side == 1:
-            sides = f"{image.shape[2]} x {image.shape[1]} pixels, not {side} x {side}"
-            advice = "use --image-size to make all squares of one size, of more than one pixel"
-            raise ValueError(f"{files.paths[i]} is {sides}; {advice}")
-        images.append(image)
+        images.append(files[i][0])
+        if images[-1].shape != (3, side, side) or side == 1:
+            sides = "{1} x {0} pixels".format(*images[-1].shape[1:])
+            needed = "all must be squares of one size, larger than a pixel; use --image-size"
+            raise ValueError(f"{files.paths[i]} is {sides}, not {side} x {side}; {needed}")
     return Split(torch.stack(images), split.labels[index])
 
 
@@ -282,10 +281,3 @@ def augment(x, crop, pad, generator):
     columns = torch.where(flip < 0.5, columns.flip(1), columns)
     batch = torch.arange(len(x), device=x.device)[:, None, None]
     return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def centre_crop(x, crop):
-    """The middle of each image. [B, 3, H, W] -> [B, 3, crop, crop]"""
-    top = (x.shape[2] - crop) // 2
-    left = (x.shape[3] - crop) // 2
-    return x[:, :, top : top + crop, left : left + crop]

@@ -4,6 +4,7 @@ What runs is the same code (masked_resnet.py), on fewer operations.
 """
 
 import copy
+from itertools import pairwise
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -19,17 +20,9 @@ def fast(model):
         logits, u = model(images)
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    fold(model)
-    return model
-
-
-def fold(module):
-    """Folds each BatchNorm of a module in eval mode into the convolution before it, in place."""
-    before = None
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            convolution = getattr(module, before)
-            setattr(module, before, fuse_conv_bn_eval(convolution, child))
-            setattr(module, name, nn.Identity().eval())
-        fold(child)
-        before = name
+    for parent in list(model.modules()):
+        for (before, layer), (name, child) in pairwise(list(parent.named_children())):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, before, fuse_conv_bn_eval(layer, child))
+                setattr(parent, name, nn.Identity())
+    return model.eval()

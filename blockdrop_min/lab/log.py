@@ -56,6 +56,7 @@ class Log:
     def epoch(self, name, epoch, epochs, steps, done):
         """Begins an epoch of `steps` steps of which `done` are done."""
         self.name = f"{name} {epoch + 1}/{epochs}"
+        self.begun = time.monotonic(), done
         self.progress.reset(self.task, description=self.name, total=steps, completed=done)
 
     def step(self):
@@ -66,7 +67,7 @@ class Log:
             return
         self.last_line = now
         task = self.progress.tasks[0]
-        left = (
-            "" if task.time_remaining is None else f", {task.time_remaining} s left in this epoch"
-        )
-        self.say(f"{time.strftime('%T')} {self.name}: step {task.completed}/{task.total}{left}")
+        start, before = self.begun
+        left = (now - start) / (task.completed - before) * task.remaining
+        place = f"step {task.completed:.0f}/{task.total:.0f}, {left:.0f} s left in this epoch"
+        self.say(f"{time.strftime('%T')} {self.name}: {place}")

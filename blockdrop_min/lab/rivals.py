@@ -1,41 +1,148 @@
-"""The fair rivals of a run: one policy for all images, trained as long as BlockDrop was."""
+"""The rivals that BlockDrop has to beat, and what looking at the image is worth beside them."""
 
 import copy
-from pathlib import Path
+from functools import partial
 
-from ..blockdrop import static_policy
+import torch
+
 from .cost import resnet_cost
-from .evaluation import best_static_policy, run_policy
+from .data import seeded
+from .enumeration import all_policies, count
+from .evaluation import Result, digits, mean_and_error, run_policy
 from .files import read_file
+from .heuristics import static_policy
+
+DRAWS = 3  # what is random is averaged over this many draws
+COUNTED = 9  # blocks, at most, with which the best static policy is counted,
+SOME, FINALISTS = 250, 8  # on so many images, and so many policies on all
+SEARCH = 12  # changes that are tried where there are more blocks
 
 
-def static_rivals(settings, model, data, resnet):
-    """The policies to train as long as BlockDrop, on each side of its mean FLOPs.
+def measure_rivals(model, data, ours, seed=0, workers=0):
+    """Policies that look at no image and are not trained, on the test set: name -> `Result`.
 
-    Of k and of k + 1 blocks, each with the best accuracy that a search finds on the validation
-    split for the pretrained ResNet, from which they start as BlockDrop did.
+    first, random, distribute: the paper's heuristics, with BlockDrop's mean number of blocks.
+    best static: the best policy of that many blocks for all images, chosen on validation.
+    blind: random policies that keep each block as often as BlockDrop does, whatever the image.
+
+    ours: the `Result` of BlockDrop on the test set.
+    """
+    generator = seeded(seed, "rivals")
+    keep = max(1, round(ours.blocks_mean))
+    rates = ours.u.mean(0)  # [K]
+    often = torch.zeros_like(rates).index_fill(0, rates.topk(keep).indices, 1.0)
+    rates = rates.expand_as(ours.u)
+    heuristic = partial(static_policy, keep=keep, segments=model.resnet.segments)
+    rivals = {
+        "first": [heuristic("first")],
+        "random": [heuristic("random", generator=generator) for _ in range(DRAWS)],
+        "distribute": [heuristic("distribute")],
+        "best static": [best_static(model, data, keep, [often], workers)],
+        "blind": [torch.bernoulli(rates, generator=generator) for _ in range(DRAWS)],
+    }
+    run = partial(run_policy, model, data.test, data.crop, workers=workers)
+    return {name: pooled([run(u) for u in draws]) for name, draws in rivals.items()}
+
+
+def pooled(results):
+    """Several draws of one kind of policy as one `Result` over all their images."""
+    tensors = [(result.correct, result.u, result.flops) for result in results]
+    return Result(*map(torch.cat, zip(*tensors, strict=True)), results[0].flops_full)
+
+
+def best_static(model, data, keep, start=(), workers=0):
+    """The policy of `keep` blocks for all images with the best accuracy on validation: u [K].
+
+    With up to COUNTED blocks, all such policies run on some of the images, and the best of them on
+    all. With more it is searched: SEARCH times, a kept block of the best one so far changes places
+    with a dropped one.
+
+    start: policies [K] of `keep` blocks from which the search may begin; it begins from the best of
+        them and of the heuristics.
+    """
+    net = model.resnet
+    start = [*start, *(static_policy(kind, keep, net.segments) for kind in ("first", "distribute"))]
+    changes = SEARCH if 0 < keep < net.num_blocks else 0
+    if net.num_blocks <= COUNTED:
+        some = data.val.subset(torch.arange(len(data.val))[:SOME])
+        right = count(model, some, data.crop, workers, keep)[0].sum(0)
+        start = all_policies(net.num_blocks, keep)[right.argsort(descending=True)[:FINALISTS]]
+        changes = 0
+
+    def accuracy(u):
+        return run_policy(model, data.val, data.crop, u, workers=workers).accuracy
+
+    best, highest = max(((u, accuracy(u)) for u in start), key=lambda found: found[1])
+    generator = seeded("search")
+    for _ in range(changes):
+        # A random kept block and a random dropped one.
+        swapped = [
+            torch.multinomial((best == bit).float(), 1, generator=generator) for bit in (1, 0)
+        ]
+        u = best.clone()
+        u[torch.cat(swapped)] = torch.tensor([0.0, 1.0])
+        found = accuracy(u)
+        if found > highest:
+            best, highest = u, found
+    return best
+
+
+def static_rivals(model, data, resnet, workers=0):
+    """The policies to train as long as BlockDrop: of k and k + 1 blocks, around its mean FLOPs.
+
+    Each has the best accuracy on validation for the pretrained ResNet that BlockDrop began with.
 
     model: the `BlockDrop` that was trained.
     resnet: the file of the pretrained ResNet.
-    Returns a list of at most `settings.rivals` policies, each K digits 0 or 1.
+    Returns two policies, each K digits 0 or 1.
     """
-    learned = settings.policy == "learned" and "finetune" in settings.plan
-    if not (settings.rivals and learned and Path(resnet).exists()):
-        return []
-    ours = run_policy(model, data.val, data.crop, workers=settings.workers)
+    ours = run_policy(model, data.val, data.crop, workers=workers)
     cost = resnet_cost(model.resnet, data.crop)
     K = model.resnet.num_blocks
-    keep = int((ours.flops_mean - cost.fixed) / (cost.full - cost.fixed) * K)
-    keep = min(max(keep, 1), K - 1)
     pretrained = copy.deepcopy(model)
     pretrained.resnet.load_state_dict(read_file(resnet))
-    found = []
-    for count in range(keep, keep + settings.rivals):
-        often = ours.u.mean(0).topk(count).indices
-        start = [
-            static_policy(kind, count, model.resnet.segments) for kind in ("first", "distribute")
-        ]
-        start.append(ours.u.new_zeros(K).index_fill(0, often, 1))
-        u = best_static_policy(pretrained, data.val, data.crop, start, settings.workers)
-        found.append("".join(str(int(kept)) for kept in u))
-    return found
+    keep = int((ours.flops_mean - cost.fixed) / max(cost.blocks))  # or more: blocks differ in cost
+    high = best_static(pretrained, data, min(max(keep, 1), K - 1), workers=workers)
+    low = high
+    while low is high or (cost.of(high) < ours.flops_mean and high.sum() < K):
+        low = high
+        high = best_static(pretrained, data, int(low.sum()) + 1, workers=workers)
+    return [digits(low), digits(high)]
+
+
+def dealt_loss(model, data, ours, seed=0, workers=0):
+    """What is lost if the same policies are dealt to other images: the accuracy and its error.
+
+    Near 0 if the policy does not depend on the image, whatever the number of policies.
+
+    ours: the `Result` of the policies on the test set.
+    Returns the loss, a mean over images and DRAWS deals, and its standard error over images.
+    """
+    generator = seeded(seed, "deals")
+    right = 0.0  # [N], how often under a dealt policy
+    for _ in range(DRAWS):
+        u = ours.u[torch.randperm(len(ours.u), generator=generator)]
+        right += run_policy(model, data.test, data.crop, u, workers=workers).correct.double()
+    return mean_and_error(ours.correct.double() - right / DRAWS)
+
+
+def worth_of_looking(ours, rivals):
+    """What BlockDrop has more than one policy for all images at equal FLOPs: accuracy, its error.
+
+    Between two rivals the comparison is with the line through them, below them with the lowest.
+
+    ours: the `Result` of BlockDrop on the test set, its policy network paid for.
+    rivals: those of policies for all images, trained as long, on the same images.
+    Returns the paired difference, a mean over images, and its standard error; None if no rival
+    costs as much as BlockDrop.
+    """
+    rivals = sorted(rivals, key=lambda rival: rival.flops_mean)
+    below = [rival for rival in rivals if rival.flops_mean <= ours.flops_mean][-1:]
+    above = [rival for rival in rivals if rival.flops_mean >= ours.flops_mean][:1]
+    if not above:
+        return None
+    low, high = (below or above)[0], above[0]
+    span = high.flops_mean - low.flops_mean
+    share = (ours.flops_mean - low.flops_mean) / span if span else 0.0
+    line = torch.lerp(low.correct.double(), high.correct.double(), share)
+    return mean_and_error(ours.correct.double() - line)

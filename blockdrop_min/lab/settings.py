@@ -11,16 +11,15 @@ from pathlib import Path
 
 import torch
 
-from ..blockdrop import static_policy
 from ..curriculum import Curriculum
 from ..finetuning import Finetuning
 from ..masked_resnet import segments_of
 from ..pretraining import Pretraining
-from ..stage import option
+from ..stage import Stage, option
 from .data import DATA, seeded
+from .heuristics import static_policy
 from .program import Parser
 
-STAGES = {"pretrain": Pretraining, "curriculum": Curriculum, "finetune": Finetuning}
 MAX_DEPTH = 1202  # the deepest ResNet that anybody has trained on CIFAR
 ARITHMETIC = ("auto", "on", "off")
 
@@ -30,7 +29,7 @@ class Settings:
     """What a run does. ValueError when made names the setting, the value and what is allowed."""
 
     preset: str = option("demo", "what the other settings start from")
-    stages: str = option("pretrain,curriculum,finetune", "stages to run, in order")
+    stages: str = option("all", "stages to run, in order, such as pretrain,curriculum")
     seed: int = option(0, "seed of all randomness", 0, 2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     amp: str = option("auto", "bfloat16 where the machine is made for it", choices=ARITHMETIC)
@@ -52,7 +51,7 @@ class Settings:
     policy_width: int = option(8, "channels of the policy network's first segment", 1, 512)
     policy_half_size: bool = option(True, "show the policy network the image at half its size")
     policy: str = option("learned", "or one for all: first:K, random:K, distribute:K, digits 0/1")
-    # The stages
+    # The stages, in order
     pretrain: Pretraining = field(default_factory=Pretraining)
     curriculum: Curriculum = field(default_factory=Curriculum)
     finetune: Finetuning = field(default_factory=Finetuning)
@@ -62,7 +61,7 @@ class Settings:
         for name, (_, f) in OPTIONS.items():
             check_range(flag(name), f, values[name])
         if self.stage_names != [name for name in STAGES if name in self.stage_names]:
-            allowed = f"it must name some of {','.join(STAGES)}, in this order"
+            allowed = f"it must be all, or name some of {','.join(STAGES)}, in this order"
             raise ValueError(f"--stages is {self.stages!r}; {allowed}")
         if not self.plan:
             raise ValueError(f"--stages is {self.stages!r}, and none of them has an epoch to run")
@@ -75,6 +74,8 @@ class Settings:
     @property
     def stage_names(self):
         """The names that --stages lists."""
+        if self.stages == "all":
+            return list(STAGES)
         return [name.strip() for name in self.stages.split(",") if name.strip()]
 
     @property
@@ -100,6 +101,9 @@ class Settings:
                 f"distribute:K with K from 1 to {num_blocks}, or {num_blocks} digits 0 or 1"
             )
         return static_policy(kind, int(keep), segments, seeded(self.seed, "policy"))
+
+
+STAGES = {f.name: f.type for f in fields(Settings) if issubclass(f.type, Stage)}
 
 
 def flat(settings):

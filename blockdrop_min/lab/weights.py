@@ -8,26 +8,25 @@ import torch
 from ..blockdrop import BlockDrop
 from ..policy_network import PolicyNet
 from .files import read_file
+from .program import shown
 
-# The authors' names of a ResNet's parts, and ours (torchvision's). Their segments count from 0.
-AUTHORS = [
-    (re.compile(r"\bblocks\.(\d+)\.(\d+)\."), lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
-    (re.compile(r"\bds\.(\d+)\."), lambda m: f"layer{int(m[1]) + 1}.0.downsample."),
-]
 # An agent's unused value head, and what older ones left behind.
 IGNORED = re.compile(r"vnet\.|features\.fc\.")
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+# The lowest numbers of a buffer, by the end of its name; a deviation is divided by.
+LOWEST = {"running_var": 0, "num_batches_tracked": 0, "std": torch.finfo(torch.float32).tiny}
 
 
 def translate(state, what, is_agent):
     """A state_dict with our names: no `module.`, no names of the authors, nothing to be ignored."""
     translated = {}
     for name, tensor in state.items():
+        # Ours are torchvision's. The authors' segments count from 0.
         name = str(name).removeprefix("module.")
-        for pattern, ours in AUTHORS:
-            name = pattern.sub(ours, name)
+        name = re.sub(r"\bblocks\.(\d+)\.(?=\d+\.)", lambda m: f"layer{int(m[1]) + 1}.", name)
+        name = re.sub(r"\bds\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.0.downsample.", name)
         if name in translated:
-            raise ValueError(f"{what}: {name[:80]!r} is there twice, under two names")
+            raise ValueError(f"{what}: {shown(name)!r} is there twice, under two names")
         if not (is_agent and IGNORED.match(name)):
             translated[name] = tensor
     return translated
@@ -40,21 +39,17 @@ def fitted(tensor, own, what, low=-torch.inf):
     another shape, or of numbers of another kind.
     """
     dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
-    if not dense or tensor.is_nested or tensor.is_meta or is_expanded(tensor):
+    dense = dense and not (tensor.is_nested or tensor.is_meta)
+    if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():  # the last: expanded
         raise ValueError(f"{what} is no dense tensor")
     alike = tensor.dtype == own.dtype or {tensor.dtype, own.dtype} <= FLOATS
     if not alike or tensor.shape != own.shape:
         given = f"{tensor.dtype} {list(tensor.shape)}"
         raise ValueError(f"{what} is {given}; this network needs {own.dtype} {list(own.shape)}")
-    tensor = tensor.to(own.dtype)  # in which a large double may be infinite
+    tensor = tensor.to(own.dtype)  # in which a large double may be infinite, and a small one 0
     if not torch.isfinite(tensor).all() or (tensor < low).any():
         raise ValueError(f"{what} holds a number that is not finite, or too low")
     return tensor
-
-
-def is_expanded(tensor):
-    """Whether it has more numbers than memory."""
-    return tensor.nbytes > tensor.untyped_storage().nbytes()
 
 
 def fitting(network, state, what):
@@ -66,12 +61,11 @@ def fitting(network, state, what):
     own = network.state_dict()
     state = {name: t for name, t in own.items() if name.endswith("num_batches_tracked")} | state
     missing = sorted(own.keys() - state.keys())
-    left = sorted(map(str, state.keys() - own.keys()))
+    left = [shown(name, 40) for name in state.keys() - own.keys()]
     if missing or left:
         lacks = f"{len(missing)} tensors missing {missing[:3]}"
-        raise ValueError(f"{what}: {lacks}, {len(left)} left over {[n[:40] for n in left[:3]]}")
-    not_negative = ("running_var", "num_batches_tracked")
-    lowest = {name: 0 if name.endswith(not_negative) else -torch.inf for name in own}
+        raise ValueError(f"{what}: {lacks}, {len(left)} left over {sorted(left)[:3]}")
+    lowest = {name: LOWEST.get(name.rpartition(".")[2], -torch.inf) for name in own}
     return {n: fitted(t, own[n], f"{what}: {n}", lowest[n]) for n, t in state.items()}
 
 
@@ -92,10 +86,8 @@ def content_of(checkpoint, what):
     content = read_file(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     if not isinstance(content, dict):
         raise ValueError(f"{what} holds a {type(content).__name__}; it must hold a dict of tensors")
-    for name in ("state_dict", "model"):
-        if isinstance(content.get(name), dict):
-            return content[name]
-    return content
+    inner = [content.get(name) for name in ("state_dict", "model")]
+    return next((part for part in inner if isinstance(part, dict)), content)
 
 
 def load_foreign(model, checkpoint):
@@ -112,16 +104,15 @@ def load_foreign(model, checkpoint):
     what = checkpoint if isinstance(checkpoint, str | Path) else "checkpoint"
     content = content_of(checkpoint, what)
     parts = {"resnet": content.get("resnet"), "agent": content.get("agent", content.get("net"))}
+    networks = {"agent" if isinstance(model, PolicyNet) else "resnet": model}
     if isinstance(model, BlockDrop):
         networks = {"resnet": model.resnet, "agent": model.policy}
-    else:
-        networks = {"agent" if isinstance(model, PolicyNet) else "resnet": model}
-        if not any(isinstance(part, dict) for part in parts.values()):
-            parts = dict.fromkeys(parts, content)  # it is the weights of one network
+    elif not any(isinstance(part, dict) for part in parts.values()):
+        parts = dict.fromkeys(parts, content)  # it is the weights of one network
     states = {}
     for name, network in networks.items():
         if not isinstance(parts[name], dict):
-            has = [str(key)[:40] for key in content][:5]
+            has = [shown(key, 40) for key in list(content)[:5]]
             raise ValueError(f"{what} holds no `{name}`; it has {has}")
         state = translate(parts[name], f"{what}, {name}", name == "agent")
         states[name] = fitting(network, state, f"{what}, {name}")

@@ -10,7 +10,7 @@ from blockdrop_min.lab.checkpoint import read, restore
 from blockdrop_min.lab.data import load_data
 from blockdrop_min.lab.evaluation import dealt_loss, run_policy
 
-RUNS = Path(__file__).parents[1] / "runs"
+RUNS = Path("runs")  # of the folder that they are run in
 GAMMAS = (1, 4, 16)
 
 

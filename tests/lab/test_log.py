@@ -1,17 +1,13 @@
 """What a run prints: rows as wide as a terminal, lines of progress, and streams that fail."""
 
-import io
-import os
 import re
 import sys
 
 import pytest
 
 from blockdrop_min.lab import log
-from blockdrop_min.lab.log import COLUMNS, Log, Output, safe_console
-from blockdrop_min.lab.settings import Stage
+from blockdrop_min.lab.log import COLUMNS, Log
 
-STAGE = Stage("pretrain", 7, 64, 0.1)
 ROW = {
     "stage": "curriculum",
     "epoch": 11,
@@ -87,61 +83,52 @@ def seconds_left(capsys):
     return [int(found) for found in re.findall(r", (\d+) s left", capsys.readouterr().out)]
 
 
+def epoch(log, epoch, clock, steps, done=0, to_come=1000):
+    """An epoch of `to_come` steps, `done` before: so many `steps` of it, in 40 seconds."""
+    log.epoch("pretrain", epoch, 7, to_come, done)
+    for i in range(steps):
+        clock.now += 40 * (i == steps - 1)
+        log.step()
+
+
 def test_the_time_left_is_that_of_the_steps_to_come(clock, capsys):
     with Log() as shown:
-        shown.epoch(STAGE, 0, 100, 0)
-        clock.now += 40  # ten steps of four seconds
-        shown.step(10)
+        epoch(shown, 0, clock, 10, to_come=100)
     assert seconds_left(capsys) == [4 * 90]
 
 
 def test_steps_before_a_run_went_on_are_not_counted_as_fast(clock, capsys):
     with Log() as shown:
-        shown.epoch(STAGE, 2, 100, 50)
-        clock.now += 40
-        shown.step(60)
+        epoch(shown, 2, clock, 10, done=50, to_come=100)
     assert seconds_left(capsys) == [4 * 40]
 
 
 def test_the_bar_begins_where_the_epoch_was_left():
     with Log() as shown:
-        shown.epoch(STAGE, 2, 100, 40)
+        shown.epoch("pretrain", 2, 7, 100, 40)
         assert shown.progress.tasks[0].completed == 40
 
 
 def test_each_epoch_has_a_clock_of_its_own(clock, capsys):
     with Log() as shown:
-        shown.epoch(STAGE, 0, 100, 0)
-        clock.now += 5000
-        shown.step(100)
-        shown.epoch(STAGE, 1, 100, 0)
-        clock.now += 40
-        shown.step(10)
+        epoch(shown, 0, clock, 100, to_come=100)
+        clock.now += 20
+        epoch(shown, 1, clock, 10, to_come=100)
     assert seconds_left(capsys) == [0, 4 * 90]
 
 
-def test_lines_of_progress_are_rare(clock, capsys):
+def test_a_line_of_progress_comes_every_30_seconds_the_first_after_30(clock, capsys):
     with Log() as shown:
-        shown.epoch(STAGE, 0, 1000, 0)
-        for step in range(1, 101):
-            clock.now += 1
-            shown.step(step)
-    assert len(seconds_left(capsys)) == 100 // log.PLAIN_EVERY
-
-
-def test_the_first_line_waits_too(clock, capsys):
-    with Log() as shown:
-        shown.epoch(STAGE, 0, 1000, 0)
-        clock.now += log.PLAIN_EVERY - 1
-        shown.step(1)
-    assert seconds_left(capsys) == []
+        shown.epoch("pretrain", 0, 7, 1000, 0)
+        for count in (29, 1, 29, 31):  # lines after 30, and after 61 seconds
+            clock.now += count
+            shown.step()
+    assert re.findall(r"step (\d+)/1000", capsys.readouterr().out) == ["2", "4"]
 
 
 def test_other_processes_print_nothing(capsys, clock):
     with Log(quiet=True) as shown:
-        shown.epoch(STAGE, 0, 10, 0)
-        clock.now += 100
-        shown.step(1)
+        epoch(shown, 0, clock, 1)
         shown.row(ROW)
         shown.say("said")
     assert capsys.readouterr() == ("", "")
@@ -154,49 +141,8 @@ def test_the_bar_leaves_streams_as_they_are():
         assert (sys.stdout, sys.stderr) == before
 
 
-# ----------------------------------------------------------------------------------------- streams
 @pytest.mark.parametrize("text", ["[red]x[/red]", "a[/y]", "exp[lr=0.1]", ":smile:", "x " * 99])
 def test_what_is_said_comes_out_as_it_is(capsys, text):
     with Log() as shown:
         shown.say(text)
     assert capsys.readouterr().out.rstrip("\n") == text
-
-
-def test_what_cannot_be_encoded_is_replaced():
-    content = io.BytesIO()
-    stream = io.TextIOWrapper(content, encoding="ascii")
-    Output(stream).write("1 ± 2")
-    assert content.getvalue() == b"1 ? 2"
-
-
-def test_text_is_delivered_at_once():
-    content = io.BytesIO()
-    stream = io.TextIOWrapper(content, encoding="utf-8")
-    Output(stream).write("now")
-    assert content.getvalue() == b"now"
-
-
-@pytest.mark.parametrize("device", ["/dev/full", "pipe"])
-def test_a_stream_that_fails_is_written_to_no_more(device):
-    if device == "pipe":
-        read_end, write_end = os.pipe()
-        os.close(read_end)
-        stream = open(write_end, "w")  # noqa: SIM115
-    else:
-        stream = open(device, "w")  # noqa: SIM115
-    output = Output(stream)
-    for _ in range(3):
-        output.write("lost\n")
-    stream.close()  # as Python does at its end: an error there would change the exit code
-
-
-def test_a_stream_that_was_closed_before_is_no_error(monkeypatch):
-    monkeypatch.setattr("sys.stdout", None)
-    safe_console().print("lost")
-
-
-def test_a_stream_without_a_file_is_written_to(monkeypatch):
-    stream = io.StringIO()
-    monkeypatch.setattr("sys.stdout", stream)
-    safe_console().print("a notebook's")
-    assert stream.getvalue() == "a notebook's\n"
