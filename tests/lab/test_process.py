@@ -70,13 +70,15 @@ def test_each_process_makes_its_first_tensor_on_its_own_device(
     assert two_gpus == ["cpu" if name == "cpu" else gpu]
 
 
-def test_a_gpu_that_is_not_there_is_refused_before_a_tensor_is_made(monkeypatch, two_gpus):
-    with pytest.raises(ValueError, match=r"--device is 'cuda:7'.*2 GPU\(s\); use another"):
-        process.choose_device("cuda:7")
+def test_a_gpu_that_is_not_there_is_refused_with_torchs_reason(monkeypatch, two_gpus):
+    def refusing(size, device=None):
+        raise RuntimeError(f"CUDA error: invalid device ordinal {device}\nmore lines")
+
+    monkeypatch.setattr(torch, "zeros", refusing)
     start_by_torchrun(monkeypatch, 2)
-    with pytest.raises(ValueError, match=r"2 GPU\(s\); start as many processes"):
+    said = r"'cuda:2', which cannot be used \(CUDA error.*ordinal cuda:2; there are 2 GPUs\)"
+    with pytest.raises(ValueError, match=said):
         process.choose_device("auto")
-    assert two_gpus == []
 
 
 @pytest.mark.parametrize(
