@@ -185,7 +185,7 @@ def test_the_same_command_again_trains_nothing_more(run, monkeypatch):
 
 
 def test_stages_one_by_one_give_the_same_bits_as_in_one_go(finished, tmp_path):
-    for stages in ("pretrain", "pretrain,curriculum", "pretrain,curriculum,finetune"):
+    for stages in ("pretrain", "pretrain,curriculum", "all"):
         assert short_run(tmp_path, f"--stages={stages}") == 0
         assert read(tmp_path)[0]["settings"]["stages"] == stages
     assert differences(tmp_path, finished) == []

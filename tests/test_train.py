@@ -17,20 +17,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from disks import STEP_FUNCTIONS, fork, kill, wait
 from helpers import assert_equal
-from runs import (
-    EPOCHS,
-    IMAGES,
-    SHORT,
-    STEP_FUNCTIONS,
-    differences,
-    fork,
-    kill,
-    rows,
-    short_run,
-    wait,
-    write_tree,
-)
+from runs import EPOCHS, IMAGES, SHORT, differences, rows, short_run, write_tree
 
 import train
 from blockdrop_min import finetuning, load, pretraining, resnet

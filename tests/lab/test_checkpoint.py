@@ -1,7 +1,6 @@
 """Checkpoints: what is saved comes back to the bit, what cannot be trusted is refused in a line."""
 
 import errno
-import json
 import re
 import signal
 import time
@@ -118,14 +117,6 @@ def test_the_checkpoint_before_the_newest_is_kept_and_no_other_file(tmp_path):
     assert read(tmp_path)[0]["epoch"] == 3
     assert read(tmp_path / PREVIOUS)[0]["epoch"] == 2
     assert {path.name for path in tmp_path.iterdir()} == {NAME, PREVIOUS, "metrics.jsonl"}
-
-
-def test_metrics_hold_each_row_once(tmp_path):
-    rows = [{**ROW, "epoch": i, "loss": i / 3} for i in range(3)]
-    for count in (1, 2, 3, 3):
-        saved(tmp_path, metrics=rows[:count])
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == rows
 
 
 # The checkpoint, then metrics.jsonl.

@@ -57,12 +57,6 @@ def test_bytes_are_written_as_they_are_and_anything_else_by_torch(tmp_path):
     assert torch.equal(read_file(tmp_path / "b")["x"], torch.arange(3))
 
 
-def test_what_stood_there_is_kept_where_one_says(tmp_path):
-    for content in (b"1", b"2", b"3"):
-        write_safely(tmp_path / "a", content, previous=tmp_path / "b")
-    assert there(tmp_path) == {"a": b"3", "b": b"2"}
-
-
 def test_the_whole_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     sizes = []
     fsync = os.fsync
@@ -72,23 +66,6 @@ def test_the_whole_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypat
     write_safely(tmp_path / "a", b"newer")
     assert done == ["write", "fsync", "replace"]
     assert sizes == [3, 5]
-
-
-@pytest.mark.parametrize("at", range(4))
-def test_a_disk_that_fails_loses_nothing_and_leaves_no_other_file(tmp_path, at):
-    write_safely(tmp_path / "a", b"old")
-    with disk(at, fail(errno.ENOSPC)), pytest.raises(OSError, match="No space left"):
-        write_safely(tmp_path / "a", b"new", previous=tmp_path / "b")
-    assert list(there(tmp_path).values()) == [b"old"]
-
-
-@pytest.mark.parametrize("at", range(3))
-def test_a_kill_during_a_write_leaves_the_old_file(tmp_path, at):
-    write_safely(tmp_path / "a", b"old")
-    with disk(at, die):
-        code = in_a_process(lambda: write_safely(tmp_path / "a", b"new"))
-    assert code == -signal.SIGKILL
-    assert (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_what_killed_writes_left_goes_with_the_next_run_and_files_of_others_stay(tmp_path):
@@ -268,7 +245,7 @@ def test_every_bit_that_flips_is_found_or_changes_nothing_that_is_read(tmp_path,
     assert is_whole(found, kind)
 
 
-@given(st.binary(max_size=200), st.integers(0, 1500), st.integers(0, 1500))
+@given(st.binary(max_size=200), st.integers(0, 2000), st.integers(0, 2000))
 @settings(max_examples=100)
 def test_bytes_that_are_added_or_lost_are_found(tmp_path_factory, added, start, end):
     path = tmp_path_factory.getbasetemp() / "a"
