@@ -4,7 +4,7 @@ Counted by torch.utils.flop_counter, in the convention of the paper's numbers: p
 ReLU and additions count nothing.
 """
 
-import copy
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -61,7 +61,7 @@ def without_numbers(network):
     """A copy in eval mode whose tensors are shapes alone, on PyTorch's device "meta"."""
     tensors = [*network.parameters(), *network.buffers()]
     shapes = {id(tensor): tensor.to("meta", torch.float32) for tensor in tensors}
-    return copy.deepcopy(network, shapes).eval()
+    return deepcopy(network, shapes).eval()
 
 
 def an_image(image_size):
