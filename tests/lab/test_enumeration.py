@@ -256,7 +256,3 @@ def test_twelve_blocks_can_be_counted_and_more_are_refused(blocks):
     else:
         with pytest.raises(ValueError, match=r"K = 13.*at most 12"):
             count(model, split(1), 9)
-
-
-def test_no_gradient_is_kept():
-    assert not any(found.requires_grad for found in count(exact_pair(), split(3), 9))

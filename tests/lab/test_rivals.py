@@ -1,5 +1,7 @@
 """The rivals: what each of them is, what it may look at, and what looking is worth beside them."""
 
+import copy
+
 import pytest
 import torch
 from helpers import assert_same, every_policy, pair
@@ -7,13 +9,13 @@ from runs import same, small_data
 
 from blockdrop_min import resnet_cost
 from blockdrop_min.lab import rivals
-from blockdrop_min.lab.data import Split
-from blockdrop_min.lab.evaluation import Result, run_policy
+from blockdrop_min.lab.evaluation import Result, digits, run_policy
 from blockdrop_min.lab.rivals import (
     best_static,
     dealt_loss,
     measure_rivals,
     pooled,
+    static_rivals,
     worth_of_looking,
 )
 
@@ -108,21 +110,6 @@ def test_the_random_rivals_depend_on_the_seed_alone(measured, seed):
         assert same(again[name], found[name]) == (name in STATIC or seed == 0)
 
 
-def test_images_in_files_are_read_by_as_many_processes_as_asked_for(measured, monkeypatch):
-    model, data, ours, _ = measured
-    seen = []
-    batches = Split.batches
-
-    def noting(self, *arguments, workers=0, **options):
-        seen.append(workers)
-        return batches(self, *arguments, **options)
-
-    monkeypatch.setattr(Split, "batches", noting)
-    measure_rivals(model, data, ours, workers=3)
-    dealt_loss(model, data, ours, workers=3)
-    assert set(seen) == {3}
-
-
 # --------------------------------------------------------------------------------- the best static
 @pytest.mark.parametrize("keep", range(7))
 def test_of_few_blocks_the_best_policy_on_validation_is_found(measured, keep):
@@ -180,9 +167,7 @@ def test_a_search_starts_from_the_best_of_its_starts_and_changes_one_block(monke
         assert (torch.tensor(u) - start).abs().sum() == 2
 
 
-def test_a_search_for_a_rival_starts_from_the_blocks_that_blockdrop_keeps_most(
-    measured, monkeypatch
-):
+def test_the_search_starts_from_the_blocks_that_blockdrop_keeps_most(measured, monkeypatch):
     model, data, ours, _ = measured
     asked = []
 
@@ -201,6 +186,28 @@ def test_a_search_for_a_rival_starts_from_the_blocks_that_blockdrop_keeps_most(
 def test_there_is_nothing_to_change_if_all_blocks_are_kept_or_none(monkeypatch, keep):
     planted(monkeypatch, lambda u: 1.0)
     assert search(keep).tolist() == [keep / 6] * 6
+
+
+# ------------------------------------------------------------------------------- to train as long
+@pytest.mark.parametrize("kept", [0, 1, 2, 4, 6])
+def test_the_rivals_to_train_lie_on_both_sides_of_blockdrops_flops(measured, tmp_path, kept):
+    model, data, _, _ = measured
+    cost = resnet_cost(model.resnet, 9)
+    other = pair(segments=(2, 2, 2), seed=5).resnet  # pretrained; its best policies are others
+    torch.save(other.state_dict(), tmp_path / "resnet.pt")
+    model = copy.deepcopy(model)
+    with torch.no_grad():  # so many blocks, the last ones, on every image
+        model.policy.logit.weight.zero_()
+        model.policy.logit.bias.copy_(9 * (torch.arange(6) >= 6 - kept) - 4.5)
+    flops = run_policy(model, data.val, 9).flops_mean
+    low, high = static_rivals(model, data, tmp_path / "resnet.pt")
+    assert 1 <= low.count("1") == high.count("1") - 1
+    costs = [cost.of(torch.tensor([float(kept) for kept in u])).item() for u in (low, high)]
+    assert costs[0] <= flops or low.count("1") == 1
+    assert costs[1] >= flops or high == "1" * 6
+    pretrained = copy.deepcopy(model)
+    pretrained.resnet = other
+    assert low == digits(best_static(pretrained, data, low.count("1")))
 
 
 # ------------------------------------------------------------------------------------------ dealt
@@ -252,13 +259,15 @@ def test_between_two_rivals_the_comparison_is_with_the_line_through_them():
     assert worth_of_looking(ours, [DEAR, CHEAP]) == pytest.approx((3 / 16, error))
 
 
-@pytest.mark.parametrize(
-    ("flops", "rival"), [(10.0, CHEAP), (20.0, CHEAP), (40.0, DEAR), (70.0, DEAR)]
-)
-def test_beyond_the_rivals_the_comparison_is_with_the_nearest(flops, rival):
-    ours = result(flops, 1, 1, 1, 1)
-    worth, _ = worth_of_looking(ours, [CHEAP, DEAR])
-    assert worth == 1 - rival.accuracy == worth_of_looking(ours, [rival])[0]
+@pytest.mark.parametrize(("flops", "rival"), [(10.0, CHEAP), (20.0, CHEAP), (40.0, DEAR)])
+def test_below_all_rivals_the_comparison_is_with_the_cheapest(flops, rival):
+    worth, _ = worth_of_looking(result(flops, 1, 1, 1, 1), [CHEAP, DEAR])
+    assert worth == 1 - rival.accuracy
+
+
+@pytest.mark.parametrize("fair", [[], [CHEAP, DEAR]])
+def test_nothing_is_claimed_where_no_rival_costs_as_much(fair):
+    assert worth_of_looking(result(70.0, 1, 1, 1, 1), fair) is None
 
 
 def test_of_many_rivals_the_two_beside_blockdrop_count():
