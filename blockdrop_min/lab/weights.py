@@ -35,11 +35,12 @@ def translate(state, what, is_agent):
 def fitted(tensor, own, what, low=-torch.inf):
     """A tensor of a file as one like `own`: its shape and type, and finite numbers from `low` on.
 
-    Raises ValueError, which names `what`, if it is not dense (sparse, meta, ...), of
+    Raises ValueError, which names `what`, if it is not dense (sparse, meta, expanded, ...), of
     another shape, or of numbers of another kind.
     """
     dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
-    if not dense or tensor.is_nested or tensor.is_meta:
+    dense = dense and not (tensor.is_nested or tensor.is_meta)
+    if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():  # the last: expanded
         raise ValueError(f"{what} is no dense tensor")
     alike = tensor.dtype == own.dtype or {tensor.dtype, own.dtype} <= FLOATS
     if not alike or tensor.shape != own.shape:
