@@ -1,7 +1,7 @@
 """blockdrop_min: BlockDrop (Wu et al., CVPR 2018) to read, run and teach from.
 
-The method, in reading order: masked_resnet, policy_network, rewards, policy_gradient, pretraining,
-curriculum, finetuning, blockdrop. What a run needs besides is in lab/.
+The method, in reading order: masked_resnet, policy_network, rewards, policy_gradient, stage,
+pretraining, curriculum, finetuning, blockdrop. What a run needs besides is in lab/.
 """
 
 import importlib

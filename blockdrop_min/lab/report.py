@@ -83,6 +83,10 @@ def measure(name, device, data_dir=None, enumerated=False):
     if state["stage"] != "pretrain":
         results["blockdrop"] = run()
         learned = results["blockdrop"] if settings.policy == "learned" else None
+    if enumerated:
+        finetuned = state["stage"] == "finetune"
+        gamma = settings.finetune.gamma if finetuned else settings.curriculum.gamma
+        numbers["enumeration"] = enumerate_policies(model, data, gamma, learned, workers)
     if learned:
         fair = trained_rivals(name, state, settings, data, device)
         numbers["worth_of_looking"] = worth_of_looking(learned, fair)
@@ -90,10 +94,6 @@ def measure(name, device, data_dir=None, enumerated=False):
         results |= {f"{FAIR} {i}" if i else FAIR: rival for i, rival in enumerate(fair)}
         results |= measure_rivals(model, data, learned, seed, workers)
         numbers["dealt_loss"] = dealt_loss(model, data, learned, seed, workers)
-    if enumerated:
-        finetuned = state["stage"] == "finetune"
-        gamma = settings.finetune.gamma if finetuned else settings.curriculum.gamma
-        numbers["enumeration"] = enumerate_policies(model, data, gamma, learned, workers)
     return Run(name, settings, data, results, numbers | numbers_of(data.test, results))
 
 
@@ -347,7 +347,7 @@ def answer(name, files, device="auto"):
     for path in paths:
         try:
             image = load_image(path, size, short_side)
-        except ValueError as problem:
+        except (ValueError, OSError) as problem:
             warn(problem)
             code = 2
             continue
