@@ -14,14 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Depth -> blocks per segment.
-IMAGENET_SEGMENTS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
+IMAGENET_SEGMENTS = {  # depth -> blocks per segment
+    18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
+}  # fmt: skip
+WIDTHS = {"cifar": 16, "imagenet": 64}  # channels of the first segment; each further one has twice
 
 
 def conv(in_channels, out_channels, size, stride=1):
@@ -320,8 +316,7 @@ def resnet(depth, num_classes=10, family="cifar", width=None):
     Raises ValueError on any other depth, family, width or number of classes.
     """
     segments = segments_of(depth, family)
-    if width is None:
-        width = 16 if family == "cifar" else 64
+    width = WIDTHS[family] if width is None else width
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -336,7 +331,7 @@ def segments_of(depth, family):
         return (depth // 6,) * 3
     if family == "imagenet" and depth in IMAGENET_SEGMENTS:
         return IMAGENET_SEGMENTS[depth]
-    if family not in ("cifar", "imagenet"):
+    if family not in WIDTHS:
         raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')
     allowed = "a CIFAR ResNet has 6n + 2 layers: 8, 14, 20, 26, 32, ..., 110, ..."
     if family == "imagenet":
