@@ -305,7 +305,7 @@ FAULTS = {  # what stays on the CPU -> (function, its text, the wrong text, a la
     for line in """
 kept images | masked_resnet.kept_images | images.to(device, non_blocking=True) | images | pretrain
 a mask | masked_resnet.MaskedResNet.forward | .to(x.device).unbind | .unbind | masked
-an index of the CPU | masked_resnet.run_sparse | index_copy(0, kept, | index_copy(0, kept.cpu(), | settled
+an index of the CPU | masked_resnet.run_sparse | _copy(0, kept, | _copy(0, kept.cpu(), | settled
 images | blockdrop.BlockDrop.forward | .to(self.mean.device) |  | fast
 the mean | blockdrop.BlockDrop.prepare | self.mean) | self.mean.cpu()) | fast
 a fixed policy | blockdrop.FixedPolicy.forward | self.u. | self.u.cpu(). | fixed
