@@ -142,7 +142,7 @@ def take(x, index):
     return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
-def put(x, index, images, overwrite):
+def put(x, index, images, overwrite=False):
     """x [B, C, H, W] with `images` in the places `index`, written into x or into a copy."""
     rows = x.permute(0, 2, 3, 1)
     copy = rows.index_copy_ if overwrite else rows.index_copy
