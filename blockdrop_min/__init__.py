@@ -1,7 +1,7 @@
 """blockdrop_min: BlockDrop (Wu et al., CVPR 2018) to read, run and teach from.
 
-The method, in reading order: masked_resnet, policy_network, rewards, policy_gradient, pretraining,
-curriculum, finetuning, blockdrop. What a run needs besides is in lab/.
+The method, in reading order: masked_resnet, policy_network, rewards, policy_gradient, stage,
+pretraining, curriculum, finetuning, blockdrop. What a run needs besides is in lab/.
 """
 
 import importlib
@@ -13,15 +13,10 @@ from .policy_gradient import entropy, policy_loss
 from .policy_network import PolicyNet, bound, force_on, greedy, policy_net, sample
 from .rewards import reward
 
-LAB = {  # imported where they are first asked for: the method needs nothing of lab/
-    "Cost": "cost",
-    "fast": "folding",
-    "load": "checkpoint",
-    "load_foreign": "weights",
-    "policy_cost": "cost",
-    "resnet_cost": "cost",
-    "static_policy": "heuristics",
-}
+LAB = {  # name -> module of lab/, imported when the name is first asked for
+    "load": "checkpoint", "Cost": "cost", "policy_cost": "cost", "resnet_cost": "cost",
+    "fast": "folding", "static_policy": "heuristics", "load_foreign": "weights",
+}  # fmt: skip
 
 
 def __getattr__(name):

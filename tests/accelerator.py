@@ -102,15 +102,17 @@ class Generator(CPUGenerator):
     device = property(lambda self: CUDA if self._cdata in device_generators else CPU)
 
 
-def to(tensor, *args, **kwargs):
+def to(tensor, *args, copy=False, **kwargs):
     """`Tensor.to`: PyTorch's own would ask a driver which device "cuda" is."""
     device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-    if isinstance(tensor, OnDevice):
-        tensor = tensor.cpu() if device and device.type == "cpu" else tensor
+    kind = device.type if device else None
+    if isinstance(tensor, OnDevice) and kind in ("cpu", "meta"):
+        tensor = tensor.cpu() if kind == "cpu" else tensor.held
+    elif isinstance(tensor, OnDevice):
         device = None
-    elif device and device.type == "cuda":
+    elif kind == "cuda":
         device = CUDA
-    return cpu_to(tensor, device, dtype, memory_format=memory_format)
+    return cpu_to(tensor, device, dtype, memory_format=memory_format, copy=copy)
 
 
 def run(operator, args, kwargs):

@@ -1,9 +1,6 @@
 """Builders for the tests of what a run needs: small files, data sets, checkpoints and runs."""
 
 import json
-import os
-import socket
-import traceback
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ from helpers import batch, pair, randomise, rng  # noqa: F401  (builders that te
 from PIL import Image
 
 import train
-from blockdrop_min import curriculum, finetuning, pretraining
 from blockdrop_min.lab.checkpoint import build, read
 from blockdrop_min.lab.data import Data, Split
 from blockdrop_min.lab.program import guarded
@@ -28,13 +24,6 @@ IMAGES = 72  # that such a run learns from
 EPOCHS = [("pretrain", 0), ("pretrain", 1)]  # (stage, epoch) of such a run
 EPOCHS += [("curriculum", 0), ("curriculum", 1), ("curriculum", 2), ("finetune", 0)]
 STEPS = 3 * len(EPOCHS)
-STEP_FUNCTIONS = {  # name -> the module that calls it
-    "pretrain_step": pretraining,
-    "warm_start_step": curriculum,
-    "curriculum_step": curriculum,
-    "finetune_step": finetuning,
-    "settled_step": finetuning,
-}
 ROW = {  # of metrics.jsonl
     "stage": "pretrain", "epoch": 0, "epochs": 2, "seconds": 1.5, "free": 0, "loss": 0.5,
     "train_accuracy": 0.25, "R": None, "A": None, "accuracy": 0.5, "blocks_mean": 3.0,
@@ -99,6 +88,26 @@ def state_of(**changes):
     return state | {name: getattr(model, name).state_dict() for name in ("resnet", "policy")}, model
 
 
+OLD_NAMES = {  # of settings of format 2 -> today's
+    "drop": "pretrain_drop",
+    "alpha": "curriculum_alpha",
+    "full_fraction": "finetune_full_fraction",
+    "settle_by": "finetune_settle_by",
+}
+OLD_NAMES |= {n: f"curriculum_{n}" for n in ("fade_by", "classify", "warm_epochs", "free_by")}
+NEW_NAMES = {*OLD_NAMES.values(), "finetune_alpha", "rivals", "width", "amp"}
+
+
+def old(state, **changes):
+    """The dict of a checkpoint as it was in format 2."""
+    now = state["settings"]
+    settings = {n: v for n, v in now.items() if n not in NEW_NAMES and "schedule" not in n}
+    settings |= {before: now[name] for before, name in OLD_NAMES.items()}
+    settings |= {"schedule": "cosine", "epochs_per_checkpoint": 1, "amp": False} | changes
+    state = {name: value for name, value in state.items() if name != "bfloat16"}
+    return state | {"format": "blockdrop_min 2", "settings": settings}
+
+
 # -------------------------------------------------------------------------------------------- runs
 def short_run(out, *flags):
     """train.py in this process, without the report at its end: the exit code.
@@ -149,91 +158,3 @@ def folder_flags(tree):
     """Flags that make a short run one on the images of a folder from `write_tree`."""
     folder = ["--data=folder", f"--data-dir={tree}", "--image-size=0"]
     return [*folder, "--train-images=0", "--val-images=4"]
-
-
-def watch_steps(patch, see):
-    """Calls see(name, model, x, y, ...) before each training step from now on."""
-
-    def watched(name, step):
-        def act(*arguments):
-            see(name, *arguments)
-            return step(*arguments)
-
-        return act
-
-    for name, module in STEP_FUNCTIONS.items():
-        patch.setattr(module, name, watched(name, getattr(module, name)))
-
-
-def at_step(patch, count, act):
-    """Calls act() once `count` training steps from now on are over, before the next."""
-    left = [count]
-
-    def see(*_):
-        if left[0] == 0:
-            act()
-        left[0] -= 1
-
-    watch_steps(patch, see)
-
-
-# ---------------------------------------------------------------------------- things that go wrong
-def interrupt():
-    """What Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
-def fork(act):
-    """A process that does act(), whose result is its exit code, and prints nothing.
-
-    Returns its number.
-    """
-    number = os.fork()
-    if number:
-        return number
-    code = 70
-    try:
-        for stream in (1, 2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        code = act() or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def in_a_process(act):
-    """Does act() in a process of its own. Returns its exit code, or -signal."""
-    return wait(fork(act))
-
-
-def free_port():
-    """A port of this machine that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def together(count, act, **environment):
-    """Does act(rank) in so many processes, started as torchrun starts them.
-
-    environment: what torchrun sets besides.
-    Returns their exit codes, or -signals.
-    """
-    given = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="test")
-    given |= {"MASTER_PORT": str(free_port())} | environment
-
-    def member(rank):
-        os.environ.update(given, RANK=str(rank), LOCAL_RANK=str(rank))
-        return act(rank)
-
-    return [wait(process) for process in [fork(lambda r=r: member(r)) for r in range(count)]]
-
-
-def wait(number):
-    """The exit code of a process, or -signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-
-
-def kill(number, process=None):
-    """Sends this signal to a process, by default to the one that does it."""
-    return lambda: os.kill(process or os.getpid(), number)

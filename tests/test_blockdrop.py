@@ -170,8 +170,7 @@ REFUSED = {  # what is given -> what is said of it
         f"of shape {shape}": (torch.rand(shape), f"have shape {list(shape)}")
         for shape in [(3, 9, 9), (1, 9, 9, 3), (2, 4, 9, 9), (2, 2, 9, 9), (1, 3, 0, 9)]
     },
-    **{kind: (INTEGERS.to(getattr(torch, kind)), f"are torch.{kind} ") for kind in KINDS},
-    "sparse": (FLOATS.to_sparse(), "are torch.float32 (torch.sparse_coo)"),
+    **{kind: (INTEGERS.to(getattr(torch, kind)), f"are torch.{kind}") for kind in KINDS},
     **{
         f"a float of {value}": (changed(FLOATS, value), "of torch.float32 are out of range")
         for value in (-0.01, 1.01, torch.nan, torch.inf)

@@ -5,19 +5,21 @@ Where a real GPU is, they run on it, to rounding: the networks as users have the
 in TF32, and the steps in float64, as a threshold turns a rounding error into another policy.
 """
 
+import contextlib
 import copy
 import inspect
+import operator
 import textwrap
-from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerator import accelerator
-from helpers import assert_same, batch, pair, policies, rng
+from helpers import assert_same, batch, pair, pictures, policies, rng
 from runs import SHORT, small_data
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_flatten_with_path
 
+import blockdrop_min
 import train
 from blockdrop_min import (
     BlockDrop,
@@ -31,15 +33,10 @@ from blockdrop_min import (
 )
 from blockdrop_min.curriculum import curriculum_step, warm_start_step
 from blockdrop_min.finetuning import finetune_step, settled_step
-from blockdrop_min.lab.cost import Cost
-from blockdrop_min.lab.data import Split, augment, seeded
+from blockdrop_min.lab.data import augment, seeded
 from blockdrop_min.lab.evaluation import run_policy
-from blockdrop_min.lab.process import Stop
-from blockdrop_min.lab.settings import PRESETS, Settings
-from blockdrop_min.masked_resnet import MaskedResNet, kept_images, put
-from blockdrop_min.policy_network import force_on, sample
-from blockdrop_min.pretraining import pretrain_step, random_policies
-from blockdrop_min.rewards import correct_under
+from blockdrop_min.policy_network import force_on
+from blockdrop_min.pretraining import pretrain_step
 
 GPU = torch.cuda.is_available()
 TF32 = 2e-2
@@ -88,22 +85,20 @@ def test_a_network_has_the_same_logits_and_gradients(device, execute):
         assert_there(its.grad / scale, mine.grad / scale, TF32)
 
 
-def pixels(count, size=9):
-    return torch.rand(count, 3, size, size, generator=rng(0))
-
-
 @pytest.mark.parametrize("fold", [copy.deepcopy, fast])
-def test_a_model_has_the_same_logits(device, fold):
-    model, x = pair(fixed=(1.0, 0.0, 1.0)), pixels(6)
-    logits, u = fold(copy.deepcopy(model).to(device))(x.to(device))
+def test_a_model_has_the_same_answers_for_images_of_either_device(device, fold):
+    model, x = pair(fixed=(1.0, 0.0, 1.0)), pictures(6).float()
     expected, expected_u = fold(model)(x)
-    assert_there(logits, expected, TF32)
-    assert_there(u, expected_u)
+    there = fold(copy.deepcopy(model).to(device))
+    for images in (x, x.to(device)):
+        logits, u = there(images)
+        assert_there(logits, expected, TF32)
+        assert_there(u, expected_u)
 
 
 def test_a_loaded_model_lies_on_the_device(device, tmp_path):
     assert run(tmp_path, "--stages=pretrain", "--device=cpu") == 0
-    x = pixels(6, size=16)
+    x = pictures(6, 16).float()
     here, there = load(tmp_path), load(tmp_path, device)
     s = there.policy(there.prepare(x.to(device)))
     assert_there(s, here.policy(here.prepare(x)), TF32)
@@ -141,23 +136,34 @@ def learner(num_blocks=3, fixed=False):
     return BlockDrop(net, policy).double().train()
 
 
-FREE = free_blocks(1, 3)  # two of three
+def free(model):
+    return free_blocks(1, model.resnet.num_blocks)  # two blocks
+
+
 STEPS = {  # name -> (model, x, y, generator) -> (loss, what the log shows)
     "pretrain": lambda m, x, y, g: pretrain_step(m, x, y, 0.7, g),
     "warm start": lambda m, x, y, g: warm_start_step(m, x, y),
-    "curriculum": lambda m, x, y, g: curriculum_step(m, x, y, FREE, 0.8, 0.1, 2.0, g, 0.5),
+    "curriculum": lambda m, x, y, g: curriculum_step(m, x, y, free(m), 0.8, 0.1, 2.0, g, 0.5),
     "finetune": lambda m, x, y, g: finetune_step(m, x, y, 0.8, 0.1, 2.0, g, 0.4),
     "settled": lambda m, x, y, g: settled_step(m, x, y, 2.0),
     "fixed": lambda m, x, y, g: settled_step(m, x, y, 2.0),
 }
 
 
-def take(step, device):
-    """A step there: what it returns, and the gradients and buffers that it leaves, by name."""
+def take(step, device, num_blocks=3, again=None):
+    """A step there: what it returns, and the gradients and buffers that it leaves, by name.
+
+    again: called before the step is taken once more.
+    """
     torch.manual_seed(0)
-    model = learner(fixed=step == "fixed").to(device, memory_format=torch.channels_last)
+    model = learner(num_blocks, step == "fixed").to(device, memory_format=torch.channels_last)
     x, y = (t.to(device) for t in batch(8, classes=10, size=16))
-    loss, images = STEPS[step](model, x.double(), y, seeded("step", device=device))
+    x = x.double()
+    generator = seeded("step", device=device)
+    loss, images = STEPS[step](model, x, y, generator)
+    if again:
+        again()
+        loss, images = STEPS[step](model, x, y, generator)
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss} | images | gradients | dict(model.named_buffers())
@@ -184,24 +190,20 @@ def run(out, *flags):
 
 
 def ended(out):
-    """How a run has ended: path in its checkpoint -> value, but for the device and the clock."""
+    """The numbers of a run's checkpoint, but for seconds: path in it -> number or tensor."""
     checkpoint = torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")
-    del checkpoint["settings"]["device"]
     for row in checkpoint["metrics"]:
         del row["seconds"]
     leaves, _ = tree_flatten_with_path(checkpoint)
-    return {"".join(map(str, path)): value for path, value in leaves}
+    numbers = (int, float, torch.Tensor)
+    return {"".join(map(str, path)): x for path, x in leaves if isinstance(x, numbers)}
 
 
 def differences(one, other):
-    """Where two runs, as they have `ended`, hold other values."""
-    equal = {
-        name: torch.equal(value, other[name])
-        if isinstance(value, torch.Tensor)
-        else value == other[name]
-        for name, value in one.items()
-    }
-    return [name for name in one if not equal[name]]
+    """The paths at which two runs, as they have `ended`, hold other values."""
+    return [
+        name for name in one if not torch.equal(*map(torch.as_tensor, (one[name], other[name])))
+    ]
 
 
 def assert_ended_alike(one, other):
@@ -209,14 +211,13 @@ def assert_ended_alike(one, other):
     one, other = ended(one), ended(other)
     assert one.keys() == other.keys()
     if GPU:
-        tensors = [value for value in one.values() if isinstance(value, torch.Tensor)]
-        assert all(tensor.isfinite().all() for tensor in tensors)
+        assert all(torch.as_tensor(value).isfinite().all() for value in one.values())
     else:
         assert differences(one, other) == []
 
 
 @pytest.mark.parametrize(
-    "flags", [(), ("--policy=first:2",), ("--amp",)], ids=["learned", "fixed", "amp"]
+    "flags", [(), ("--policy=first:2",), ("--amp=on",)], ids=["learned", "fixed", "amp"]
 )
 def test_a_run_ends_the_same(device, tmp_path, flags):
     assert run(tmp_path / "there", *flags) == 0
@@ -224,22 +225,25 @@ def test_a_run_ends_the_same(device, tmp_path, flags):
     assert_ended_alike(tmp_path / "there", tmp_path / "here")
 
 
-def stop_after(monkeypatch, steps):
-    """Makes the next run stop after so many steps, as by a signal."""
-    left = iter(range(steps - 1, -1, -1))
+@contextlib.contextmanager
+def interrupted(steps):
+    """Within it a run ends behind so many steps, as by Ctrl-C."""
+    left = iter(range(steps, -1, -1))
 
-    def stop_if_asked(*_):
+    def interrupt(*_):
         if next(left) == 0:
-            raise Stop(15)
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.process, "stop_if_asked", stop_if_asked)
+    handle = register_optimizer_step_pre_hook(interrupt)
+    with contextlib.suppress(KeyboardInterrupt):
+        yield
+    handle.remove()
 
 
-def test_a_run_goes_on_from_one_device_to_the_other_and_back(device, tmp_path, monkeypatch):
-    for name, steps in (("cuda", 2), ("cpu", 6), ("cuda", 3), ("cpu", 5)):  # of 18
-        with monkeypatch.context() as patch:
-            stop_after(patch, steps)
-            assert run(tmp_path / "moved", f"--device={name}") == 128 + 15
+def test_a_run_goes_on_from_one_device_to_the_other_and_back(device, tmp_path):
+    for name, steps in (("cuda", 4), ("cpu", 7), ("cuda", 4), ("cpu", 4)):  # of 18, 3 an epoch
+        with interrupted(steps):
+            assert run(tmp_path / "moved", f"--device={name}") == 130
     assert run(tmp_path / "moved", "--device=cuda") == 0
     assert run(tmp_path / "here", "--device=cpu") == 0
     assert_ended_alike(tmp_path / "moved", tmp_path / "here")
@@ -253,166 +257,69 @@ def test_a_deterministic_run_on_a_gpu_repeats_its_bits(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------- waits
-def loop(device, num_blocks, stage_name, steps, **changes):
-    """So many steps of an epoch of train.py."""
-    changes = {"depth": 2 + 2 * num_blocks, f"{stage_name}_batch": 16} | changes
-    settings = Settings(**(PRESETS["smoke"] | {"preset": "smoke", "settle_by": 0.0} | changes))
-    stage = next(stage for stage in settings.plan if stage.name == stage_name)
-    data = small_data(16 * steps)
-    torch.manual_seed(0)
-    model = train.make_model(settings, data, None, None)
-    if settings.policy == "learned":
-        torch.nn.init.normal_(model.policy.logit.weight, std=100)  # policies of all kinds
-    warm_start = stage_name == "curriculum" and settings.warm_epochs > 0
-    epoch = 0 if warm_start else stage.epochs - 1
-    position = {"stage": stage.name, "epoch": epoch, "step": 0, "sums": {}, "seconds": 0.0}
-    log = SimpleNamespace(epoch=lambda *_: None, step=lambda *_: None)
-    data = data.to(device)
-    model = model.to(device, memory_format=torch.channels_last)
-    optimizer = train.make_optimizer(model, stage)
-    train.train_one_epoch(model, optimizer, data, position, settings, stage, log, [])
-
-
-def step_counts(num_blocks, stage_name, **changes):
-    """What a step of train.py counts on the stand-in: three steps, less two."""
-    found = []
-    for steps in (2, 3):
-        with accelerator() as counts:
-            loop("cuda", num_blocks, stage_name, steps, **changes)
-            found.append(Counter(counts))
-    two, three = found
-    return {name: three[name] - two[name] for name in ("reads", "uploads", "launches")}
-
-
-MOST_WAITS = {  # the stage and its settings -> waits a step, at most
-    "pretrain": ("pretrain", {"drop": 1.0}, 3),
-    "warm start": ("curriculum", {"curriculum_epochs": 3, "warm_epochs": 1}, 2),
-    "curriculum": ("curriculum", {"warm_epochs": 0}, 4),
-    "joint": ("finetune", {}, 5),
-    "settled": ("finetune", {"settle_by": 1e-9, "finetune_epochs": 2}, 3),
-    "fixed": ("finetune", {"policy": "first:2"}, 3),
+MOST_WAITS = {  # a step -> how often it makes the CPU wait, at most
+    "pretrain": 2,
+    "warm start": 0,
+    "curriculum": 3,
+    "finetune": 4,
+    "settled": 2,
+    "fixed": 2,
 }
 
 
 @needs_stand_in
-@pytest.mark.parametrize("case", MOST_WAITS)
-def test_a_step_waits_seldom_however_deep_the_network(case):
-    stage, changes, most = MOST_WAITS[case]
-    for num_blocks in (3, 9):
-        counts = step_counts(num_blocks, stage, **changes)
-        assert counts["reads"] + counts["uploads"] <= most, f"{num_blocks} blocks: {counts}"
+@pytest.mark.parametrize("step", MOST_WAITS)
+@pytest.mark.parametrize("num_blocks", [3, 9])
+def test_a_step_waits_seldom_however_deep_the_network(step, num_blocks):
+    with accelerator() as counts:
+        take(step, torch.device("cuda"), num_blocks, again=counts.clear)
+        assert counts["reads"] + counts["uploads"] <= MOST_WAITS[step], counts
+
+
+@needs_stand_in
+def test_a_step_of_a_run_waits_once_more(tmp_path):
+    flags = ["--preset=smoke", "--device=cuda", "--depth=20", "--stages=pretrain", "--val-images=8"]
+    flags += ["--pretrain-epochs=1", "--pretrain-batch=16"]
+    waits = []
+    for steps in (2, 3):
+        with accelerator() as counts:
+            out = ["--out", str(tmp_path / f"{steps}"), f"--train-images={8 + 16 * steps}"]
+            assert train.main([*flags, *out]) == 0
+            waits.append(counts["reads"] + counts["uploads"])
+    assert waits[1] - waits[0] <= MOST_WAITS["pretrain"] + 1
 
 
 # --------------------------------------------------------------------------- faults that must raise
-def law_step(step):
-    return lambda device: test_a_step_computes_the_same(device, step)
-
-
-def law_network(device):
-    test_a_network_has_the_same_logits_and_gradients(device, "masked")
-
-
-def law_loop(device):
-    loop(device, 3, "finetune", 1)
-
-
-FAULTS = {  # what is wrong -> (function, its text, the wrong text, a law that must raise)
-    "the indices of kept images stay on the CPU": (
-        kept_images,
-        "images.to(device, non_blocking=True)",
-        "images",
-        law_step("pretrain"),
+LAWS = {
+    "masked": lambda device: test_a_network_has_the_same_logits_and_gradients(device, "masked"),
+    "forced": lambda device: test_policies_are_forced_the_same(device),
+    "fast": lambda device: test_a_model_has_the_same_answers_for_images_of_either_device(
+        device, fast
     ),
-    "the mask of a masked pass stays on the CPU": (
-        MaskedResNet.forward,
-        "keep.to(x.device)",
-        "keep",
-        law_network,
-    ),
-    "which blocks are free stays on the CPU": (
-        force_on,
-        "free.to(u.device)",
-        "free",
-        test_policies_are_forced_the_same,
-    ),
-    "samples are drawn on the CPU": (
-        sample,
-        "device=s_bounded.device",
-        "device=None",
-        law_step("finetune"),
-    ),
-    "random policies are drawn on the CPU": (
-        random_policies,
-        "device=generator.device",
-        'device="cpu"',
-        law_step("pretrain"),
-    ),
-    "a generator lies on the CPU": (
-        seeded,
-        "torch.Generator(device)",
-        "torch.Generator()",
-        law_step("finetune"),
-    ),
-    "labels are compared on the CPU": (
-        correct_under,
-        "y.repeat(n)",
-        "y.cpu().repeat(n)",
-        law_step("curriculum"),
-    ),
-    "full policies are made on the CPU": (
-        finetune_step,
-        "torch.ones_like(u[:full])",
-        "torch.ones(full, u.shape[1])",
-        law_step("finetune"),
-    ),
-    "an advantage is made on the CPU": (
-        settled_step,
-        "torch.zeros_like(R)",
-        "torch.zeros(len(R))",
-        law_step("settled"),
-    ),
-    "a fixed policy stays on the CPU": (
-        FixedPolicy.forward,
-        "self.u.expand",
-        "self.u.cpu().expand",
-        law_step("fixed"),
-    ),
-    "mean and std stay on the CPU": (
-        BlockDrop.prepare,
-        "(x - self.mean) / self.std",
-        "(x - self.mean.cpu()) / self.std.cpu()",
-        lambda device: test_a_model_has_the_same_logits(device, fast),
-    ),
-    "images are put back by indices of the CPU": (
-        put,
-        "return copy(0, index,",
-        "return copy(0, index.cpu(),",
-        law_step("settled"),
-    ),
-    "the columns of an augmented image are counted on the CPU": (
-        augment,
-        "torch.arange(crop, device=x.device)",
-        "torch.arange(crop)",
-        test_augmented_images_are_the_same,
-    ),
-    "labels of a split stay on the CPU": (
-        Split.to,
-        "self.labels.to(device)",
-        "self.labels",
-        lambda device: test_evaluation_finds_the_same(device, None),
-    ),
-    "FLOPs of the blocks stay on the CPU": (
-        Cost.of,
-        "device=u.device",
-        'device="cpu"',
-        test_costs_are_those_of_policies_on_the_device,
-    ),
-    "images of an epoch are counted on the CPU": (
-        train.image_sums,
-        'torch.ones_like(logged["correct"]).sum()',
-        "torch.tensor(count)",
-        law_loop,
-    ),
+    "augmented": lambda device: test_augmented_images_are_the_same(device),
+    "evaluation": lambda device: test_evaluation_finds_the_same(device, None),
+    "costs": lambda device: test_costs_are_those_of_policies_on_the_device(device),
+}
+FAULTS = {  # what stays on the CPU -> (function, its text, the wrong text, a law that must raise)
+    line.split(" | ")[0]: line.split(" | ")[1:]
+    for line in """
+kept images | masked_resnet.kept_images | images.to(device, non_blocking=True) | images | pretrain
+a mask | masked_resnet.MaskedResNet.forward | .to(x.device).unbind | .unbind | masked
+an index of the CPU | masked_resnet.run_sparse | _copy(0, kept, | _copy(0, kept.cpu(), | settled
+images | blockdrop.BlockDrop.forward | .to(self.mean.device) |  | fast
+the mean | blockdrop.BlockDrop.prepare | self.mean) | self.mean.cpu()) | fast
+a fixed policy | blockdrop.FixedPolicy.forward | self.u. | self.u.cpu(). | fixed
+which blocks are free | policy_network.force_on | free.to(u.device) | free | forced
+samples | policy_network.sample | device=s_bounded.device | device=None | finetune
+random policies | pretraining.random_policies | device=generator.device | device="cpu" | pretrain
+a generator | lab.data.seeded | torch.Generator(device) | torch.Generator() | finetune
+labels compared | rewards.correct_under | y.repeat(n) | y.cpu().repeat(n) | curriculum
+full policies | finetuning.finetune_step | ones_like(u[:full]) | ones(full, u.shape[1]) | finetune
+an advantage | finetuning.settled_step | torch.zeros_like(R) | torch.zeros(len(R)) | settled
+columns of an image | lab.data.augment | (crop, device=x.device) | (crop) | augmented
+labels of a split | lab.data.Split.to | self.labels.to(device) | self.labels | evaluation
+FLOPs of the blocks | lab.cost.Cost.of | device=u.device | device="cpu" | costs
+""".strip().splitlines()
 }
 
 
@@ -428,7 +335,10 @@ def plant(monkeypatch, function, before, after):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_tensor_in_the_wrong_place_raises(device, monkeypatch, fault):
-    function, before, after, law = FAULTS[fault]
-    plant(monkeypatch, function, before, after)
+    name, before, after, law = FAULTS[fault]
+    plant(monkeypatch, operator.attrgetter(name)(blockdrop_min), before, after)
     with pytest.raises((RuntimeError, AssertionError)):
-        law(device)
+        if law in STEPS:
+            test_a_step_computes_the_same(device, law)
+        else:
+            LAWS[law](device)

@@ -631,10 +631,15 @@ def test_ctrl_c_is_one_line_and_exit_code_130(run, tmp_path):
         os.symlink(ROOT / "docs" / "demo.png", many / f"{i}.png")
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [*COMMAND, run, "--images", many]
+    # A process that a shell has put into the background ignores the signal, and so would its child.
+    streams["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **streams) as running:
         running.stdout.readline()
         running.send_signal(signal.SIGINT)
-        _, error = running.communicate(timeout=60)
+        try:
+            _, error = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert (running.returncode, error) == (130, "evaluate.py: stopped\n")
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers import (
     alphas,
+    assert_equal,
     assert_same,
     every_policy,
     few,
@@ -46,13 +47,14 @@ from blockdrop_min import (
     reward,
     sample,
 )
-from blockdrop_min.policy_gradient import fading
-
-s_anywhere = probabilities(inside=False)
 
 
-def advantages(count, seed):
-    return torch.randn(count, generator=rng(seed), dtype=torch.float64)
+@st.composite
+def samples(draw, inside=True):
+    """Probabilities s [B, K], policies u [B, K] and advantages A [B]."""
+    s = draw(probabilities(inside=inside))
+    seed = draw(seeds)
+    return s, policies(*s.shape, seed), torch.randn(len(s), generator=rng(seed)).double()
 
 
 # ------------------------------------------------------------------------------------------ by hand
@@ -90,28 +92,18 @@ def test_the_entropy_by_hand():
 
 
 # ---------------------------------------------------------------------------------------- two roads
-@given(probabilities(), st.data(), seeds)
-def test_the_policy_loss_is_that_of_a_plain_loop(s, data, seed):
-    B, K = s.shape
-    free = data.draw(masks(K))
-    u = policies(B, K, seed)
-    A = advantages(B, seed)
+@given(samples(), st.data())
+def test_the_policy_loss_is_that_of_a_plain_loop(case, data):
+    s, u, A = case
+    free = data.draw(masks(s.shape[1]))
     total = 0.0
-    for i in range(B):
+    for i in range(len(s)):
         log_pi = 0.0
-        for k in range(K):
+        for k in range(s.shape[1]):
             if free[k]:
                 log_pi += math.log(s[i, k]) if u[i, k] == 1 else math.log(1 - s[i, k])
         total -= A[i].item() * log_pi
-    assert policy_loss(s, u, A, free).item() == pytest.approx(total / B, rel=1e-10, abs=1e-10)
-
-
-@given(probabilities(), seeds)
-def test_the_policy_loss_is_the_log_probability_of_torchs_bernoulli(s, seed):
-    u = policies(*s.shape, seed)
-    A = advantages(len(s), seed)
-    log_pi = torch.distributions.Bernoulli(probs=s).log_prob(u).sum(1)  # [B]
-    assert_same(policy_loss(s, u, A), -(A * log_pi).mean())
+    assert policy_loss(s, u, A, free).item() == pytest.approx(total / len(s), rel=1e-10, abs=1e-10)
 
 
 @given(probabilities(), st.data())
@@ -124,43 +116,34 @@ def test_the_entropy_is_that_of_a_plain_loop(s, data):
     assert entropy(s, free).item() == pytest.approx(total / len(s), rel=1e-10)
 
 
-@given(probabilities())
-def test_the_entropy_is_that_of_torchs_bernoulli(s):
-    assert_same(entropy(s), torch.distributions.Bernoulli(probs=s).entropy().sum(1).mean())
-
-
 # ------------------------------------------------------------------------------ laws of both losses
-@given(probabilities(), st.integers(2, 4), seeds)
-def test_both_losses_are_means_so_repeating_the_batch_changes_nothing(s, times, seed):
-    u = policies(*s.shape, seed)
-    A = advantages(len(s), seed)
-    again = [t.repeat(times, *[1] * (t.dim() - 1)) for t in (s, u, A)]
-    assert_same(policy_loss(*again), policy_loss(s, u, A))
-    assert_same(entropy(again[0]), entropy(s))
+@given(samples(), st.integers(2, 4))
+def test_both_losses_are_means_so_repeating_the_batch_changes_nothing(case, times):
+    again = [t.repeat(times, *[1] * (t.dim() - 1)) for t in case]
+    assert_same(policy_loss(*again), policy_loss(*case))
+    assert_same(entropy(again[0]), entropy(case[0]))
 
 
-@given(probabilities(), seeds, st.floats(-100, 100))
-def test_the_policy_loss_is_linear_in_the_advantage(s, seed, factor):
-    u = policies(*s.shape, seed)
-    A = advantages(len(s), seed)
+@given(samples(), st.floats(-100, 100))
+def test_the_policy_loss_is_linear_in_the_advantage(case, factor):
+    s, u, A = case
     assert_same(policy_loss(s, u, factor * A), factor * policy_loss(s, u, A), 1e-9)
 
 
-@given(probabilities(), seeds)
-def test_no_gradient_flows_through_the_advantage(s, seed):
+@given(samples())
+def test_no_gradient_flows_through_the_advantage(case):
+    s, u, A = case
     s.requires_grad_()
-    u = policies(*s.shape, seed)
-    A = advantages(len(s), seed).requires_grad_()
+    A.requires_grad_()
     expected = gradient(policy_loss(s, u, A.detach()), s)
     assert_same(gradient(policy_loss(s, u, A + s.sum(1) - s.sum(1).detach()), s), expected)
     assert not gradient(policy_loss(s, u, A), A).any()
 
 
-@given(probabilities(), st.data(), seeds)
-def test_a_block_that_is_not_free_changes_neither_losses_nor_gradients(s, data, seed):
+@given(samples(), st.data())
+def test_a_block_that_is_not_free_changes_neither_losses_nor_gradients(case, data):
+    s, u, A = case
     free = data.draw(masks(s.shape[1]))
-    u = policies(*s.shape, seed)
-    A = advantages(len(s), seed)
     for value in (0.0, 0.7, 1.0):
         other = torch.where(free, s, torch.full_like(s, value)).requires_grad_()
         assert not gradient(policy_loss(other, u, A, free), other)[:, ~free].any()
@@ -169,16 +152,17 @@ def test_a_block_that_is_not_free_changes_neither_losses_nor_gradients(s, data, 
         assert_same(entropy(other, free), entropy(s[:, free]))
 
 
-@given(probabilities(), seeds)
-def test_no_mask_means_that_all_blocks_are_free(s, seed):
-    u = policies(*s.shape, seed)
-    A = advantages(len(s), seed)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+@few
+@given(case=samples())
+def test_policies_of_any_dtype_and_a_mask_of_all_blocks_change_nothing(dtype, case):
+    s, u, A = case
     free = torch.ones(s.shape[1], dtype=torch.bool)
-    assert_same(policy_loss(s, u, A), policy_loss(s, u, A, free))
-    assert_same(entropy(s), entropy(s, free))
+    assert_same(policy_loss(s, u.to(dtype), A, free), policy_loss(s, u, A))
+    assert_same(entropy(s, free), entropy(s))
 
 
-@given(s_anywhere)
+@given(probabilities(inside=False))
 def test_the_entropy_lies_between_0_and_K_ln_2(s):
     assert 0 <= entropy(s) <= s.shape[1] * math.log(2) + 1e-12
 
@@ -195,26 +179,30 @@ def test_the_entropy_pulls_every_probability_towards_a_half(s):
     assert_same(gradient(entropy(s), s), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
-@few
-@given(s=probabilities(), seed=seeds)
-def test_the_policy_loss_takes_policies_of_any_dtype(dtype, s, seed):
-    u = policies(*s.shape, seed)
-    A = advantages(len(s), seed)
-    assert_same(policy_loss(s, u.to(dtype), A), policy_loss(s, u, A))
+@given(samples(inside=False))
+def test_the_arguments_of_the_losses_stay_as_they_are(case):
+    before = [t.clone() for t in case]
+    policy_loss(*case)
+    entropy(case[0])
+    assert_equal(list(case), before)
 
 
 # ----------------------------------------------------------------------------- edges of both losses
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@given(s=s_anywhere, seed=seeds)
-def test_losses_and_gradients_are_finite_at_0_a_half_and_1(dtype, s, seed):
+@given(case=samples(inside=False))
+def test_losses_and_gradients_are_finite_at_0_a_half_and_1(dtype, case):
+    s, u, A = case
     s = s.to(dtype).requires_grad_()
-    u = policies(*s.shape, seed)
-    A = advantages(len(s), seed)
-    losses = {"policy loss": policy_loss(s, u, A), "entropy": entropy(s)}
-    for name, loss in losses.items():
-        assert loss.isfinite(), name
-        assert gradient(loss, s).isfinite().all(), name
+    for loss in (policy_loss(s, u, A), entropy(s)):
+        assert loss.isfinite()
+        assert gradient(loss, s).isfinite().all()
+
+
+def test_the_logarithms_of_many_unlikely_blocks_are_added_and_not_lost_in_a_product():
+    s = torch.full((1, 54), 1e-3, requires_grad=True)  # 1e-162 is 0 in float32
+    loss = policy_loss(s, torch.ones(1, 54), torch.ones(1))
+    assert loss.item() == pytest.approx(54 * math.log(1000))
+    assert_same(gradient(loss, s), torch.full((1, 54), -1000.0), 1e-4)
 
 
 def test_a_tiny_probability_counts_as_what_it_is():
@@ -260,47 +248,28 @@ def test_an_advantage_of_another_shape_is_refused_because_it_would_broadcast_uns
         policy_loss(torch.full((4, 3), 0.5), torch.ones(4, 3), torch.ones(shape))
 
 
-@pytest.mark.parametrize("shape", [(4, 1), (3,), (1, 3), (4, 4), ()])
-def test_a_policy_of_another_shape_is_refused_because_it_would_broadcast_unseen(shape):
-    with pytest.raises(ValueError, match=r"u has shape .*; it must be \[4, 3\]"):
-        policy_loss(torch.full((4, 3), 0.5), torch.ones(shape), torch.ones(4))
+S = torch.full((4, 3), 0.5)
+MASKS = [torch.ones(3), torch.ones(4, 3) > 0, torch.ones(1) > 0, torch.ones(4) > 0]
+REFUSED = [
+    ((S, torch.ones(shape), torch.ones(4)), r"u has shape .*; it must be \[4, 3\]")
+    for shape in [(4, 1), (3,), (1, 3), (4, 4), ()]
+]
+REFUSED += [
+    ((S, S, torch.ones(4), free), r"free is torch.* it must be bool \[3\]") for free in MASKS
+]
+REFUSED += [
+    ((torch.ones(shape),) * 3, r"probabilities have shape .*; they must be \[B, K\]")
+    for shape in [(3,), (4, 3, 1), ()]
+]
 
 
-@pytest.mark.parametrize(
-    "free", [torch.ones(3), torch.ones(4, 3) > 0, torch.ones(1) > 0, torch.ones(4) > 0]
-)
-def test_a_mask_of_another_shape_or_dtype_is_refused(free):
-    s = torch.full((4, 3), 0.5)
-    with pytest.raises(ValueError, match=r"free is torch.* it must be bool \[3\]"):
-        policy_loss(s, s.round(), torch.ones(4), free)
-    with pytest.raises(ValueError, match=r"free is torch.* it must be bool \[3\]"):
-        entropy(s, free)
-
-
-@pytest.mark.parametrize("shape", [(3,), (4, 3, 1), ()])
-def test_probabilities_of_another_shape_are_refused(shape):
-    s = torch.full(shape, 0.5)
-    with pytest.raises(ValueError, match=r"probabilities have shape .*; they must be \[B, K\]"):
-        policy_loss(s, s, torch.ones(shape[:1]))
-    with pytest.raises(ValueError, match=r"probabilities have shape .*; they must be \[B, K\]"):
-        entropy(s)
-
-
-# ---------------------------------------------------------------------------- how exploration fades
-@pytest.mark.parametrize(("progress", "expected"), [(0, 0), (0.4, 0.5), (0.8, 1), (1, 1)])
-def test_exploration_fades_linearly_until_its_end(progress, expected):
-    assert fading(progress, 0.8) == pytest.approx(expected)
-
-
-@given(st.floats(0, 1))
-def test_exploration_without_an_end_does_not_fade(progress):
-    assert fading(progress, 0) == 0
-
-
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1))
-def test_exploration_never_comes_back(one, other, until):
-    early, late = sorted((one, other))
-    assert 0 <= fading(early, until) <= fading(late, until) <= 1
+@pytest.mark.parametrize(("given", "expected"), REFUSED)
+def test_what_would_broadcast_unseen_is_refused(given, expected):
+    with pytest.raises(ValueError, match=expected):
+        policy_loss(*given)
+    if not expected.startswith("u "):
+        with pytest.raises(ValueError, match=expected):
+            entropy(given[0], *given[3:])
 
 
 # ---------------------------------------------------- the proof: two roads to the expected gradient
@@ -392,36 +361,18 @@ def test_bounding_shrinks_the_gradient_by_2_alpha_minus_1():
 
 
 # ------------------------------------------------------------------- the proof: the expected reward
-@given(problems())
-def test_the_expected_gradient_is_that_of_the_expected_reward(p):
-    expected = -gradient(expected_reward(p.s_bounded, p.free, p.R), p.s)
-    assert_same(gradient(expected_loss(p.s_bounded, p.free, p.R, zero), p.s), expected, 1e-10)
-
-
-@given(problems())
-def test_the_self_critical_baseline_leaves_it_unchanged(p):
-    expected = -gradient(expected_reward(p.s_bounded, p.free, p.R), p.s)
-    loss = expected_loss(p.s_bounded, p.free, p.R, self_critical(p.s, p.free, p.R))
-    assert_same(gradient(loss, p.s), expected, 1e-10)
-
-
-@given(problems(), st.floats(-100, 100))
-def test_any_baseline_that_knows_the_image_but_not_the_sample_leaves_it_unchanged(p, scale):
-    baseline = scale * torch.randn(p.B, generator=p.g, dtype=torch.float64)
-    expected = -gradient(expected_reward(p.s_bounded, p.free, p.R), p.s)
-    loss = expected_loss(p.s_bounded, p.free, p.R, lambda u: baseline)
-    assert_same(gradient(loss, p.s), expected, 1e-10)
-
-
-@given(problems(), st.floats(0, 10))
-def test_with_the_entropy_bonus_it_is_that_of_the_expected_reward_plus_beta_entropies(p, beta):
+@pytest.mark.parametrize("baseline", ["none", "self-critical", "any that knows the image alone"])
+@given(p=problems(), beta=st.floats(0, 10), scale=st.floats(-100, 100))
+def test_the_expected_gradient_is_that_of_the_expected_reward(baseline, p, beta, scale):
+    b = scale * torch.randn(p.B, generator=p.g, dtype=torch.float64)
+    critics = {"none": zero, "self-critical": self_critical(p.s, p.free, p.R)}
+    critic = critics.get(baseline, lambda u: b)
     bonus = 0
     for k in p.free.nonzero()[:, 0]:
         q = p.s_bounded[:, k]
         bonus = bonus - (q * q.log() + (1 - q) * (1 - q).log()).mean()
     expected = -gradient(expected_reward(p.s_bounded, p.free, p.R) + beta * bonus, p.s)
-    loss = expected_loss(p.s_bounded, p.free, p.R, self_critical(p.s, p.free, p.R))
-    loss = loss - beta * entropy(p.s_bounded, p.free)
+    loss = expected_loss(p.s_bounded, p.free, p.R, critic) - beta * entropy(p.s_bounded, p.free)
     assert_same(gradient(loss, p.s), expected, 1e-10)
 
 
@@ -514,17 +465,6 @@ def test_a_finetune_step_gives_it_in_expectation_over_what_it_samples(
     assert_in_expectation(world, free, loss, monkeypatch, finetuning)
 
 
-def test_one_step_along_it_raises_the_expected_reward(world):
-    policy = deepcopy(world.policy)
-    free = torch.ones(3, dtype=torch.bool)
-    s = policy(world.x).double()
-    expected_loss(bound(s, 0.8), free, world.R, self_critical(s, free, world.R)).backward()
-    torch.optim.SGD(policy.parameters(), lr=1e-3).step()
-    before = expected_reward(bound(s, 0.8), free, world.R)
-    after = expected_reward(bound(policy(world.x).double(), 0.8), free, world.R)
-    assert after > before
-
-
 # ------------------------------------------------------------- the proof: counter-examples, by hand
 def test_a_baseline_that_knows_the_sample_does_not_leave_it_unchanged():
     s = torch.tensor([[0.3, 0.6]], requires_grad=True)
@@ -584,11 +524,3 @@ def test_equal_rewards_give_no_gradient(p):
     R = dict.fromkeys(p.R, torch.full((p.B,), 7.0, dtype=torch.float64))
     loss = expected_loss(p.s_bounded, p.free, R, zero)
     assert_same(gradient(loss, p.s), torch.zeros_like(p.s), 1e-10)
-
-
-@given(problems())
-def test_the_self_critical_advantage_of_the_greedy_policy_is_0(p):
-    u_greedy = force_on(greedy(p.s), p.free)
-    baseline = self_critical(p.s, p.free, p.R)
-    for i, u in enumerate(u_greedy):
-        assert p.R[key(u)][i] - baseline(key(u))[i] == 0

@@ -10,6 +10,7 @@ from helpers import (
     assert_equal,
     assert_same,
     few,
+    gradient,
     gradients,
     images,
     masks,
@@ -54,6 +55,7 @@ def test_forcing_on_keeps_the_free_columns_and_writes_1_in_the_others():
 def test_bounding_is_that_of_a_plain_loop(s, alpha):
     expected = [[alpha * p + (1 - alpha) * (1 - p) for p in row] for row in s.tolist()]
     assert_same(bound(s, alpha), torch.tensor(expected, dtype=s.dtype))
+    assert_equal(bound(s, 1), s)
 
 
 @given(s_anywhere)
@@ -72,10 +74,13 @@ def test_a_sample_is_that_of_torchs_bernoulli_on_a_cpu(dtype, s, seed):
 
 # -------------------------------------------------------------------------------------- laws: bound
 @given(s_anywhere, alphas)
-def test_bounded_probabilities_lie_between_1_minus_alpha_and_alpha(s, alpha):
+def test_bounded_probabilities_lie_on_their_side_of_a_half_between_1_minus_alpha_and_alpha(
+    s, alpha
+):
     bounded = bound(s, alpha)
     assert bounded.min() >= 1 - alpha - 1e-12
     assert bounded.max() <= alpha + 1e-12
+    assert_same((bounded - 0.5), (2 * alpha - 1) * (s - 0.5))
 
 
 @given(s_anywhere, alphas)
@@ -83,9 +88,19 @@ def test_bounding_treats_keeping_and_dropping_alike(s, alpha):
     assert_same(bound(1 - s, alpha), 1 - bound(s, alpha))
 
 
+@given(s_anywhere, alphas, st.data())
+def test_gradients_flow_through_bounding_and_through_the_free_columns_of_forcing(s, alpha, data):
+    free = data.draw(masks(s.shape[1]))
+    s.requires_grad_()
+    found = gradient(force_on(bound(s, alpha), free).sum(), s)
+    assert_same(found, (2 * alpha - 1) * free.double().expand_as(s))
+    assert not force_on(bound(s.detach(), alpha), free).requires_grad
+
+
 @given(s_anywhere, alphas)
-def test_bounding_keeps_every_probability_on_its_side_of_a_half(s, alpha):
-    assert_same((bound(s, alpha) - 0.5), (2 * alpha - 1) * (s - 0.5))
+def test_gradients_flow_through_bounding(s, alpha):
+    found = gradient(bound(s.requires_grad_(), alpha).sum(), s)
+    assert_same(found, torch.full_like(s, 2 * alpha - 1))
 
 
 # ------------------------------------------------------------------------------------- laws: sample
@@ -99,23 +114,24 @@ def test_a_sample_is_float_0_or_1_without_gradient_and_the_same_for_the_same_see
     assert_equal(u, sample(s, rng(seed)))
 
 
-def test_another_seed_gives_another_sample():
+def test_samples_follow_their_generator_go_on_in_it_and_leave_the_global_one_alone():
     s = torch.full((10, 10), 0.5)
-    assert not torch.equal(sample(s, rng(0)), sample(s, rng(1)))
-
-
-def test_sampling_from_a_generator_leaves_the_global_one_alone():
     before = torch.get_rng_state()
-    sample(torch.full((3, 3), 0.5), rng(0))
+    g = rng(0)
+    first, second = sample(s, g), sample(s, g)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, sample(s, rng(1)))
+    assert_equal(first, sample(s, rng(0)))
     assert_equal(before, torch.get_rng_state())
 
 
-def test_without_a_generator_the_global_seed_counts():
-    draws = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        draws.append(sample(torch.full((5, 5), 0.5)))
-    assert_equal(*draws)
+def test_without_a_generator_samples_follow_the_global_one_and_go_on_in_it():
+    s = torch.full((5, 5), 0.5)
+    torch.manual_seed(5)
+    first, second = sample(s), sample(s)
+    assert not torch.equal(first, second)
+    torch.manual_seed(5)
+    assert_equal(sample(s), first)
 
 
 def test_each_block_is_kept_as_often_as_its_probability_says():
@@ -136,14 +152,16 @@ def test_blocks_and_images_are_sampled_independently():
 
 
 # ----------------------------------------------------------------------------------- laws: force_on
-@given(st.integers(1, 12).flatmap(masks), st.integers(0, 5), seeds)
-def test_forcing_on_touches_forced_columns_only(free, B, seed):
-    u = policies(B, len(free), seed)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64])
+@given(free=st.integers(1, 12).flatmap(masks), B=st.integers(0, 5), seed=seeds)
+def test_forcing_on_touches_forced_columns_only(dtype, free, B, seed):
+    u = policies(B, len(free), seed).to(dtype)
     before = u.clone()
     forced = force_on(u, free)
     assert_equal(u, before)
     assert_equal(forced[:, free], u[:, free])
     assert (forced[:, ~free] == 1).all()
+    assert forced.dtype == dtype
 
 
 @given(s_anywhere, alphas, st.data(), seeds)
@@ -203,41 +221,26 @@ def test_the_classifier_is_a_linear_layer_on_the_features_and_has_no_part_in_the
     assert_equal(with_classifier(x), without(x))
 
 
-def test_a_policy_net_has_a_classifier_only_where_it_is_told_of_how_many_classes():
-    assert not hasattr(policy_net(3), "classifier")
-
-
-@pytest.mark.parametrize(
-    ("family", "widths"), [("cifar", [16, 32, 64]), ("imagenet", [64, 128, 256, 512])]
-)
-def test_it_has_one_basic_block_a_segment(family, widths):
+@pytest.mark.parametrize("width", [None, 6])
+@pytest.mark.parametrize(("family", "first", "count"), [("cifar", 16, 3), ("imagenet", 64, 4)])
+def test_it_has_one_basic_block_a_segment_and_each_twice_as_wide(family, first, count, width):
     with torch.device("meta"):
-        net = policy_net(15, family)
+        net = policy_net(15, family, width)
+    widths = [(width or first) * 2**i for i in range(count)]
     assert [block.conv2.out_channels for block in net.features.blocks] == widths
     assert net.features.family == family
     assert {type(block) for block in net.features.blocks} == {BasicBlock}
     assert net.logit.in_features == widths[-1]
-    assert net.logit.out_features == 15
-    assert net.num_blocks == 15
+    assert net.logit.out_features == net.num_blocks == 15
+    assert not hasattr(net, "classifier")
 
 
-@pytest.mark.parametrize(
-    ("family", "told", "expected"),
-    [
-        ("cifar", None, False),
-        ("cifar", True, True),
-        ("cifar", False, False),
-        ("imagenet", None, True),
-        ("imagenet", True, True),
-        ("imagenet", False, False),
-    ],
-)
-def test_only_the_imagenet_policy_net_halves_the_image_unless_told_otherwise(
-    family, told, expected
-):
+@pytest.mark.parametrize("family", ["cifar", "imagenet"])
+@pytest.mark.parametrize("told", [None, True, False])
+def test_only_the_imagenet_policy_net_halves_the_image_unless_told_otherwise(family, told):
     with torch.device("meta"):
         net = policy_net(3, family, half_size=told)
-    assert net.half_size == expected
+    assert net.half_size == (family == "imagenet" if told is None else told)
 
 
 @given(seeds)
@@ -251,16 +254,22 @@ def test_a_new_policy_net_prefers_no_block():
 
 
 def test_its_probabilities_are_float32_under_autocast():
+    net = small_policy_net(3).float()
     with torch.autocast("cpu", torch.bfloat16):
-        assert small_policy_net(3).float()(images(1).float()).dtype == torch.float32
+        assert net(images(1).float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_logit_is_converted_to_float32_or_better_before_its_sigmoid(dtype):
+    net = small_policy_net(1).to(dtype)
+    net.logit.weight.data.zero_()
+    net.logit.bias.data.fill_(5.0)
+    s = net.keep_probabilities(torch.zeros(2, net.logit.in_features, dtype=dtype))
+    assert s.dtype == torch.promote_types(dtype, torch.float32)
+    assert s.tolist() == [[pytest.approx(1 / (1 + math.exp(-5)), abs=1e-7)]] * 2  # bfloat16: 0.9922
 
 
 # -------------------------------------------------------------------------------------------- edges
-@given(s_anywhere)
-def test_alpha_1_leaves_the_probabilities_as_they_are(s):
-    assert_equal(bound(s, 1), s)
-
-
 @given(s_anywhere)
 def test_the_lowest_alpha_leaves_next_to_nothing_but_coins(s):
     assert_same(bound(s, math.nextafter(0.5, 1)), torch.full_like(s, 0.5), 1e-15)
@@ -286,38 +295,44 @@ def test_forcing_on_covers_what_is_not_finite(value):
     assert force_on(s, torch.tensor([False, True])).tolist() == [[1.0, 0.25]]
 
 
+def test_forcing_on_leaves_what_is_not_a_number_in_a_free_column():
+    s = torch.tensor([[0.25, torch.nan]])
+    assert force_on(s, torch.tensor([False, True])).isnan().tolist() == [[False, True]]
+
+
 def test_no_mask_forces_nothing():
     u = policies(2, 3)
     assert_equal(force_on(u, None), u)
 
 
-def test_forcing_on_refuses_a_policy_without_images():
-    with pytest.raises(ValueError, match=r"free is torch.bool \[3\]; it must be bool \[3\]"):
-        force_on(torch.ones(3), torch.tensor([False, True, True]))
-
-
 @pytest.mark.parametrize(
-    "free", [torch.ones(3), torch.ones(4, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)]
+    ("u", "free"),
+    [
+        (torch.ones(3), torch.ones(3) > 0),  # a policy without images
+        (torch.ones(2, 3), torch.ones(3)),
+        (torch.ones(2, 3), torch.ones(4) > 0),
+        (torch.ones(2, 3), torch.ones(2, 3) > 0),
+    ],
 )
-def test_forcing_on_refuses_a_mask_of_another_shape_or_dtype(free):
+def test_forcing_on_refuses_a_mask_of_another_shape_or_dtype(u, free):
     with pytest.raises(ValueError, match=r"free is torch.* it must be bool \[3\]"):
-        force_on(torch.ones(2, 3), free)
-
-
-def test_an_unknown_family_is_refused():
-    with pytest.raises(ValueError, match='family is \'mnist\'; it must be "cifar" or "imagenet"'):
-        policy_net(3, "mnist")
+        force_on(u, free)
 
 
 def test_a_policy_net_may_have_one_block_and_one_channel():
     assert small_policy_net(1, width=1)(images(2)).shape == (2, 1)
 
 
-@pytest.mark.parametrize(("K", "width"), [(0, 4), (-1, 4), (3, -2), (3, 0)])
-def test_a_policy_net_without_blocks_or_channels_is_refused(K, width):
+REFUSED = {(3, "mnist"): 'family is \'mnist\'; it must be "cifar" or "imagenet"'}
+for K, width in ((0, 4), (-1, 4), (3, -2), (3, 0)):
     expected = f"num_blocks is {K}, width is {width}; both must be at least 1"
-    with pytest.raises(ValueError, match=expected):
-        policy_net(K, width=width)
+    REFUSED[K, "cifar", width] = expected
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_a_policy_net_that_does_not_exist_is_refused(given):
+    with pytest.raises(ValueError, match=REFUSED[given]):
+        policy_net(*given)
 
 
 def test_policy_net_gives_a_policy_net_whose_every_weight_learns():

@@ -1,228 +1,169 @@
-"""Bad input: one line on standard error, exit code 2, and nothing is lost."""
+"""Bad input: one line on standard error, exit code 2, nothing is lost, and no step is taken."""
 
+import errno
 import shutil
-from urllib.error import URLError
 
 import pytest
 import torch
-from runs import (
-    SHORT,
-    contents,
-    folder_flags,
-    rows,
-    short_run,
-    write_tree,
-)
-from torchvision import datasets
+from disks import watch_steps
+from runs import SHORT, contents, folder_flags, rows, short_run, state_of, write_tree
 
-import train
 from blockdrop_min import resnet
-from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, read, save
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The folder of a finished run. Not to be changed."""
-    torch.set_num_threads(1)
-    out = tmp_path_factory.mktemp("finished") / "run"
-    assert short_run(out) == 0
-    return out
+from blockdrop_min.lab import checkpoint
+from blockdrop_min.lab.checkpoint import DAMAGED, NAME, PREVIOUS, save
+from blockdrop_min.lab.settings import flat, parse
 
 
 @pytest.fixture
-def run(finished, tmp_path):
-    """A copy of the finished run's folder."""
-    return shutil.copytree(finished, tmp_path / "run")
+def run(tmp_path):
+    """The folder of a run."""
+    (tmp_path / "run").mkdir()
+    for _ in range(2):  # the newest checkpoint and the one before
+        save(tmp_path / "run", state_of()[0] | {"settings": flat(parse(SHORT)[0])})
+    return tmp_path / "run"
 
 
-def refused(capsys, before, call, *arguments):
-    """The one line on stderr with which train.py ends with exit code 2.
+@pytest.fixture
+def refused(capsys):
+    """refused(folder, out, *flags): the one line with which train.py ends, with exit code 2.
 
-    before: a folder whose files must stay as they were.
+    folder: whose files must stay as they were.
     """
-    files = contents(before)
-    capsys.readouterr()
-    try:
-        code = call(*arguments)
-    except SystemExit as stopped:
-        code = stopped.code
-    error = capsys.readouterr().err
-    assert code == 2
-    assert error.startswith("train.py: ")
-    assert error.endswith("\n")
-    assert error.count("\n") == 1
-    after = contents(before)
-    assert {path: after.get(path) for path in files} == files
-    return error
+
+    def act(folder, out, *flags):
+        files = contents(folder)
+        capsys.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            watch_steps(patch, lambda *_: pytest.fail("a step was taken"))
+            try:
+                code = short_run(out, *flags)
+            except SystemExit as stopped:
+                code = stopped.code
+        error = capsys.readouterr().err
+        assert (code, error.count("\n"), error[:10], error[-1]) == (2, 1, "train.py: ", "\n")
+        assert contents(folder).items() >= files.items()
+        return error
+
+    return act
 
 
 # ------------------------------------------------------------------------------- flags and folders
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--preset=nosuch"],
-        ["--alpha=0.5"],
-        ["--depth=33"],
-        ["--policy=first:0"],
-        ["--nosuch=1"],
-        ["--drop=nan"],
-        [f"--seed={10**20}"],
-        ["--family=imagenet", "--depth=18", "--policy-width=7"],
-    ],
-    ids=" ".join,
-)
-def test_a_bad_flag_makes_no_folder(capsys, tmp_path, flags):
-    refused(capsys, tmp_path, train.main, [*flags, "--out", str(tmp_path / "new")])
+@pytest.mark.parametrize("flag", ["--depth=33", "--nosuch=1", "--policy=first:0", "--device=hpu"])
+def test_a_bad_flag_makes_no_folder(refused, tmp_path, flag):
+    refused(tmp_path, tmp_path / "new", flag)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_without_a_name_is_refused(capsys, tmp_path, monkeypatch):
+def test_a_folder_without_a_name_is_refused(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "--out" in refused(capsys, tmp_path, train.main, [*SHORT, "--out", ""])
+    assert "--out" in refused(tmp_path, "")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_to_is_named(refused, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    assert "file" in refused(tmp_path, tmp_path / place)
+
+
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flag", "said"),
     [
-        (["--curriculum-beta=77"], "curriculum-beta 0.02 there, 77.0 here"),
-        (["--seed=3"], "seed 0 there, 3 here"),
-        (["--depth=14"], "depth 8 there, 14 here"),
-        (["--image-size=8"], "image-size 16 there, 8 here"),
-        (["--pretrain-epochs=3"], "pretrain is over"),
-        (["--curriculum-epochs=2"], "curriculum is over"),
+        ("--seed=3", "seed 0 there, 3 here"),
+        ("--pretrain-epochs=3", "--pretrain-epochs 3 needs another --out"),
+        ("--device=cuda:99", "--device is 'cuda:99'"),
     ],
 )
-def test_a_folder_with_a_run_of_other_settings_is_refused(capsys, run, flags, said):
-    assert said in refused(capsys, run, short_run, run, *flags)
+def test_a_run_that_cannot_go_on_with_these_settings_stays_as_it_is(refused, run, flag, said):
+    assert said in refused(run, run, flag)
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_folder_that_cannot_be_written_to_is_named(capsys, tmp_path, place):
-    (tmp_path / "file").write_text("mine")
-    assert "file" in refused(capsys, tmp_path, short_run, tmp_path / place)
-
-
-@pytest.mark.parametrize("settings", [None, [1], {"depth": 8}, {"depth": "8", "preset": []}])
-def test_a_checkpoint_whose_settings_are_damaged_is_refused(capsys, run, settings):
-    state, _ = read(run)
-    for _ in range(2):  # the newest checkpoint and the one before
-        save(run, state | {"settings": settings})
-    assert str(run) in refused(capsys, run, short_run, run)
-
-
-def test_a_checkpoint_whose_optimizer_is_another_stages_is_refused(capsys, run):
-    state, _ = read(run)
-    for _ in range(2):
-        save(run, state | {"stage": "pretrain", "epoch": 1, "metrics": state["metrics"][:1]})
-    assert "its optimizer is not that of its stage" in refused(capsys, run, short_run, run)
-
-
-@pytest.mark.parametrize("content", [b"", b"text", None])
-def test_a_folder_whose_checkpoints_are_damaged_is_refused(capsys, run, content):
+@pytest.mark.parametrize("length", [0, 9000])
+def test_a_folder_whose_checkpoints_are_damaged_is_refused(refused, run, length):
     for name in (NAME, PREVIOUS):
-        whole = (run / name).read_bytes()
-        (run / name).write_bytes(whole[:9000] if content is None else content)
-    assert str(run) in refused(capsys, run, short_run, run)
+        (run / name).write_bytes((run / name).read_bytes()[:length])
+    assert str(run) in refused(run, run)
 
 
-@pytest.mark.parametrize(
-    "device", ["nosuch", "cuda:99", "meta", "hpu", "mkldnn", "vulkan", "cpu:x"]
-)
-def test_a_device_that_cannot_train_is_refused(capsys, run, device):
-    assert device in refused(capsys, run, short_run, run, f"--device={device}")
+@pytest.mark.parametrize("name", ["resnet.pt", "settings.json", "metrics.jsonl"])
+def test_a_name_of_the_run_that_is_taken_is_refused(refused, tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    assert "only a plain file may stand there" in refused(tmp_path, tmp_path / "run")
+    (tmp_path / "run" / name).rmdir()
+    (tmp_path / "run" / name).symlink_to("../mine")
+    assert "only a plain file may stand there" in refused(tmp_path, tmp_path / "run")
+
+
+PASSING = [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ESTALE, errno.EACCES]
+
+
+@pytest.mark.parametrize("problem", [*(OSError(n, "passing") for n in PASSING), MemoryError()])
+def test_a_checkpoint_that_cannot_be_read_now_stays_where_it_is(refused, run, monkeypatch, problem):
+    def act(path):
+        if left:
+            raise left.pop()
+        return read_file(path)
+
+    left = [problem]
+    read_file = checkpoint.read_file
+    monkeypatch.setattr(checkpoint, "read_file", act)
+    said = refused(run, run)
+    assert ("passing" if problem.args else "memory does not suffice") in said
+    assert not (run / DAMAGED).exists()
 
 
 # ---------------------------------------------------------------------------------------- the data
-def test_a_missing_data_folder_is_named(capsys, tmp_path):
-    flags = folder_flags(tmp_path / "nowhere")
-    assert "nowhere" in refused(capsys, tmp_path, short_run, tmp_path / "run", *flags)
+def test_a_missing_data_folder_is_named_and_a_finished_run_stays(refused, tmp_path):
+    tree = write_tree(tmp_path / "images", size=(16, 16))
+    flags = [*folder_flags(tree), "--stages=pretrain"]
+    assert short_run(tmp_path / "run", *flags) == 0
+    shutil.rmtree(tree)
+    assert "images" in refused(tmp_path / "run", tmp_path / "run", *flags)
 
 
-@pytest.mark.parametrize(
-    ("flags", "least"),
-    [
-        (["--image-size=9"], 10),
-        (["--family=imagenet", "--depth=18"], 66),
-        (["--family=imagenet", "--depth=18", "--no-policy-half-size"], 33),
-    ],
-)
-def test_images_that_end_in_a_single_pixel_are_refused(capsys, tmp_path, flags, least):
-    said = refused(capsys, tmp_path, short_run, tmp_path / "run", *flags)
-    assert f"{least} or more (--image-size)" in said
-
-
-def test_the_smallest_images_are_trained_on(tmp_path):
-    flags = ["--image-size=10", "--pretrain-epochs=1", "--curriculum-epochs=2"]
-    assert short_run(tmp_path, *flags) == 0
-    assert len(rows(tmp_path)) == 4
-
-
-def test_without_a_policy_network_images_may_be_smaller(tmp_path):
-    flags = ["--image-size=8", "--pretrain-epochs=1", "--policy=first:2"]
-    assert short_run(tmp_path, *flags) == 0
-    assert len(rows(tmp_path)) == 2
-
-
-def test_a_corrupt_image_is_named(capsys, tmp_path):
-    tree = write_tree(tmp_path / "images")
-    (tree / "train" / "bee" / "bad.png").write_bytes(b"\x89PNG not really")
-    said = refused(capsys, tree, short_run, tmp_path / "run", *folder_flags(tree))
-    assert "bad.png" in said
-
-
-def test_a_data_set_without_a_network_is_named(capsys, tmp_path, monkeypatch):
-    def offline(*arguments, **options):
-        raise URLError("no route to host")
-
-    monkeypatch.setattr(datasets.CIFAR10, "__init__", offline)
-    flags = ["--data=cifar10", "--train-images=0", "--image-size=0", f"--data-dir={tmp_path}"]
-    said = refused(capsys, tmp_path, short_run, tmp_path / "run", *flags)
-    assert "put cifar-10-python.tar.gz there" in said
-
-
-@pytest.mark.parametrize("classes", [("apple", "bee", "cow"), ("apple",), ("apple", "cow")])
-def test_data_whose_classes_are_not_those_of_the_checkpoint_is_refused(capsys, tmp_path, classes):
+@pytest.mark.parametrize("classes", [("apple", "bee", "cow"), ("apple", "cow")])
+def test_data_whose_classes_are_not_those_of_the_checkpoint_is_refused(refused, tmp_path, classes):
     tree = write_tree(tmp_path / "images", size=(16, 16))
     flags = folder_flags(tree)
     assert short_run(tmp_path / "run", *flags, "--stages=pretrain") == 0
     shutil.rmtree(tree)
     write_tree(tree, size=(16, 16), classes=classes)
-    more = "--stages=pretrain,curriculum"
-    assert "class" in refused(capsys, tmp_path, short_run, tmp_path / "run", *flags, more)
+    said = refused(tmp_path, tmp_path / "run", *flags, "--stages=pretrain,curriculum")
+    assert f"the data has {len(classes)} {list(classes)}" in said
 
 
-def test_settings_of_a_finished_run_are_not_overwritten_when_its_data_is_gone(capsys, tmp_path):
-    tree = write_tree(tmp_path / "images", size=(16, 16))
-    flags = folder_flags(tree)
-    assert short_run(tmp_path / "run", *flags, "--stages=pretrain") == 0
-    shutil.rmtree(tree)
-    refused(capsys, tmp_path / "run", short_run, tmp_path / "run", *flags)
+def test_a_corrupt_image_is_named(refused, tmp_path):
+    tree = write_tree(tmp_path / "images")
+    (tree / "train" / "bee" / "bad.png").write_bytes(b"\x89PNG not really")
+    assert "bad.png" in refused(tree, tmp_path / "run", *folder_flags(tree))
 
 
-def test_more_validation_images_than_there_are_images_is_refused(capsys, tmp_path):
-    said = refused(capsys, tmp_path, short_run, tmp_path / "run", "--val-images=96")
-    assert "cannot be cut" in said
+REFUSED = {  # flags -> what is said of them
+    "--image-size=9": "10 or more (--image-size)",
+    "--family=imagenet --depth=18": "66 or more (--image-size)",
+    "--family=imagenet --depth=18 --no-policy-half-size": "33 or more (--image-size)",
+    "--val-images=96": "cannot be cut",
+    "--stages=curriculum": "nothing pretrains the ResNet; give it weights with --resnet FILE",
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_a_run_that_cannot_be_trained_is_refused(refused, tmp_path, flags):
+    assert REFUSED[flags] in refused(tmp_path, tmp_path / "run", *flags.split())
+
+
+@pytest.mark.parametrize("flags", [["--image-size=10"], ["--image-size=8", "--policy=first:2"]])
+def test_the_smallest_images_are_trained_on(tmp_path, flags):
+    assert short_run(tmp_path, *flags) == 0
+    assert len(rows(tmp_path)) == (6 if len(flags) == 1 else 3)
 
 
 # ------------------------------------------------------------------------------------- the weights
 @pytest.mark.parametrize("flag", ["resnet", "policy-start"])
-@pytest.mark.parametrize("content", [None, b"text", b""])
-def test_weights_that_cannot_be_read_are_named(capsys, tmp_path, flag, content):
+def test_weights_that_cannot_be_used_are_named(refused, tmp_path, flag):
     path = tmp_path / "weights.pt"
-    if content is not None:
-        path.write_bytes(content)
-    said = refused(capsys, tmp_path, short_run, tmp_path / "run", f"--{flag}={path}")
-    assert "weights.pt" in said
-
-
-def test_weights_of_another_depth_are_refused(capsys, tmp_path):
-    path = tmp_path / "weights.pt"
+    assert "weights.pt does not exist" in refused(tmp_path, tmp_path / "run", f"--{flag}={path}")
+    path.write_bytes(b"text")
+    assert "weights.pt cannot be read" in refused(tmp_path, tmp_path / "run", f"--{flag}={path}")
     torch.save(resnet(14).state_dict(), path)
-    said = refused(capsys, tmp_path, short_run, tmp_path / "run", f"--resnet={path}")
-    assert "left over" in said
-
-
-def test_a_run_that_would_train_on_an_unpretrained_resnet_is_refused(capsys, tmp_path):
-    said = refused(capsys, tmp_path, short_run, tmp_path / "run", "--stages=curriculum")
-    assert "--resnet" in said
+    assert "weights.pt" in refused(tmp_path, tmp_path / "run", f"--{flag}={path}")

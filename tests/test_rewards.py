@@ -13,6 +13,7 @@ from helpers import (
     assert_same,
     batch,
     every_policy,
+    few,
     images_met,
     pair,
     policies,
@@ -28,14 +29,13 @@ from blockdrop_min import bound, greedy, reward, sample
 from blockdrop_min.rewards import correct_under
 
 gammas = st.floats(0, 1e6)
-sizes = st.tuples(st.integers(1, 5), st.integers(1, 20))  # B, K
 
 
-def drawn(size, seed):
-    """Random policies [B, K] and random outcomes [B]."""
-    B, K = size
-    correct = torch.rand(B, generator=rng(seed + 1)) < 0.5
-    return policies(B, K, seed), correct
+@st.composite
+def outcomes(draw):
+    """Policies [B, K] and whether predictions are right [B]."""
+    B, K, seed = draw(st.integers(1, 5)), draw(st.integers(1, 20)), draw(seeds)
+    return policies(B, K, seed), torch.rand(B, generator=rng(seed + 1)) < 0.5
 
 
 # ------------------------------------------------------------------------------------------ by hand
@@ -51,20 +51,21 @@ def test_right_with_no_block_earns_1_and_with_all_blocks_0():
 
 
 # ---------------------------------------------------------------------------------------- two roads
-@given(sizes, gammas, seeds)
-def test_the_reward_is_that_of_a_plain_loop(size, gamma, seed):
-    u, correct = drawn(size, seed)
+@given(outcomes(), gammas)
+def test_the_reward_is_that_of_a_plain_loop(case, gamma):
     expected = []
-    for policy, right in zip(u.tolist(), correct.tolist(), strict=True):
+    for policy, right in zip(*(t.tolist() for t in case), strict=True):
         kept = sum(1 for keep in policy if keep == 1)
         expected.append(1 - (kept / len(policy)) ** 2 if right else -gamma)
-    assert_same(reward(u, correct, gamma), torch.tensor(expected, dtype=torch.float64))
+    before = [t.clone() for t in case]
+    assert_same(reward(*case, gamma), torch.tensor(expected, dtype=torch.float64))
+    assert_equal(list(case), before)
 
 
 # --------------------------------------------------------------------------------------------- laws
-@given(sizes, gammas, seeds)
-def test_a_reward_lies_between_0_and_1_or_is_minus_gamma(size, gamma, seed):
-    u, correct = drawn(size, seed)
+@given(outcomes(), gammas)
+def test_a_reward_lies_between_0_and_1_or_is_minus_gamma(case, gamma):
+    u, correct = case
     R = reward(u, correct, gamma)
     assert R.shape == correct.shape
     assert ((R >= 0) & (R <= 1))[correct].all()
@@ -86,30 +87,28 @@ def test_it_does_not_matter_which_blocks_are_kept(K):
         assert R[u.sum(1) == count].unique().numel() == 1
 
 
-@given(sizes, gammas, seeds)
-def test_a_wrong_prediction_earns_the_same_whatever_was_kept(size, gamma, seed):
-    u, correct = drawn(size, seed)
+@given(outcomes(), gammas)
+def test_a_wrong_prediction_earns_the_same_whatever_was_kept(case, gamma):
+    u, correct = case
     assert reward(u, torch.zeros_like(correct), gamma).unique().tolist() == [-gamma]
 
 
-@given(sizes, seeds)
-def test_an_image_is_rewarded_for_itself_alone(size, seed):
-    u, correct = drawn(size, seed)
+@given(outcomes())
+def test_an_image_is_rewarded_for_itself_alone(case):
+    u, correct = case
     alone = [reward(u[i : i + 1], correct[i : i + 1], 2.0) for i in range(len(u))]
     assert_equal(reward(u, correct, 2.0), torch.cat(alone))
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
-@given(size=sizes, seed=seeds)
-def test_a_policy_may_have_any_dtype(dtype, size, seed):
-    u, correct = drawn(size, seed)
-    assert_same(reward(u.to(dtype), correct, 3).double(), reward(u, correct, 3), 1e-6)
-
-
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.float64])
-def test_rewards_have_the_dtype_of_a_policy_of_floats_and_are_float32_for_others(dtype):
-    R = reward(torch.ones(2, 3).to(dtype), torch.tensor([True, False]), 3)
+@few
+@given(case=outcomes())
+def test_rewards_have_the_dtype_of_a_policy_of_floats_and_are_float32_for_others(dtype, case):
+    u, correct = case
+    R = reward(u.to(dtype), correct, 3)
     assert R.dtype == (dtype if dtype.is_floating_point else torch.float32)
+    assert reward(u, correct, 3).dtype == torch.float64
+    assert_same(R.double(), reward(u, correct, 3), 1e-6)
 
 
 @given(probabilities(), alphas, seeds)
@@ -143,77 +142,59 @@ def test_what_is_right_under_several_policies_is_what_is_right_under_each(seed, 
 
 def test_what_policies_share_runs_once():
     net = pair((2, 1, 2)).resnet
-    x, y = batch(4)
-    u = torch.ones(4, 5)
-    v = torch.ones(4, 5)
+    u, v = torch.ones(2, 4, 5)
     v[0, 3] = 0
     counts = images_met(net)
-    correct_under(net, x, y, u, v, shared=3)
+    correct_under(net, *batch(4), u, v, shared=3)
     assert counts == [4, 4, 4, 7, 8]
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_looking_what_is_right_leaves_the_mode_as_it_was(training):
     net = pair().resnet.train(training)
-    x, y = batch()
-    correct_under(net, x, y, torch.ones(6, 3))
+    correct_under(net, *batch(), torch.ones(6, 3))
     assert {module.training for module in net.modules()} == {training}
 
 
-def test_looking_what_is_right_leaves_images_and_statistics_as_they_are():
+def test_looking_what_is_right_leaves_images_and_statistics_as_they_are_and_records_nothing():
     net = pair().resnet.train()
     x, y = batch()
-    x_before = x.clone()
     before = state(net)
-    correct_under(net, x, y, policies(6, 3))
-    assert_equal(x, x_before)
-    assert_equal(state(net), before)
-
-
-def test_looking_what_is_right_records_nothing():
-    net = pair().resnet
-    x, y = batch()
     recorded = []
     net.fc.register_forward_hook(lambda _, inputs, logits: recorded.append(logits.requires_grad))
     correct_under(net, x, y, policies(6, 3))
+    assert_equal(x, batch()[0])
+    assert_equal(state(net), before)
     assert recorded == [False]
 
 
 # -------------------------------------------------------------------------------------------- edges
-def test_gamma_0_makes_a_wrong_prediction_as_good_as_keeping_everything():
-    u = torch.ones(2, 3)
-    assert reward(u, torch.tensor([True, False]), 0).tolist() == [0.0, 0.0]
-
-
-def test_a_huge_gamma_leaves_right_predictions_alone():
-    R = reward(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([True, False]), 1e30)
-    assert R.tolist() == [0.75, pytest.approx(-1e30)]
+def test_gamma_may_be_0_or_huge():
+    u = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    for gamma in (0, 1e30):
+        R = reward(u, torch.tensor([True, False]), gamma)
+        assert R.tolist() == [0.75, pytest.approx(-gamma)]
 
 
 def test_no_images_earn_no_rewards():
     assert reward(torch.ones(0, 3), torch.ones(0, dtype=torch.bool), 1).shape == (0,)
 
 
-@pytest.mark.parametrize("gamma", [-1, -1e-9, float("nan"), float("inf")])
-def test_a_negative_or_infinite_penalty_is_refused(gamma):
-    with pytest.raises(ValueError, match=f"gamma is {gamma}; it must be finite and at least 0"):
-        reward(torch.ones(1, 2), torch.tensor([True]), gamma)
+U, RIGHT = torch.ones(4, 3), torch.ones(4) > 0
+REFUSED = [
+    ((U, RIGHT, gamma), f"gamma is {gamma}; it must be finite and at least 0")
+    for gamma in (-1, -1e-9, float("nan"), float("inf"))
+]
+for shape in [(4, 1), (1,), (3,), (4, 3), ()]:
+    REFUSED.append(((U, torch.ones(shape) > 0, 1), "they must be [B, K] and bool [B]"))
+for shape in [(4,), (4, 3, 1)]:
+    expected = f"u is {list(shape)} and correct torch.bool [4]"
+    REFUSED.append(((torch.ones(shape), RIGHT, 1), expected))
+for dtype in (torch.float32, torch.int64):
+    REFUSED.append(((U, RIGHT.to(dtype), 1), f"correct {dtype}"))
 
 
-@pytest.mark.parametrize("shape", [(4, 1), (1,), (3,), (4, 3), ()])
-def test_outcomes_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"they must be \[B, K\] and bool \[B\]"):
-        reward(torch.ones(4, 3), torch.ones(shape, dtype=torch.bool), 1)
-
-
-@pytest.mark.parametrize("shape", [(4,), (4, 3, 1)])
-def test_policies_of_another_shape_are_refused(shape):
-    expected = rf"u is {re.escape(str(list(shape)))} and correct torch.bool \[4\]"
-    with pytest.raises(ValueError, match=expected):
-        reward(torch.ones(shape), torch.ones(4, dtype=torch.bool), 1)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
-def test_outcomes_that_are_not_bool_are_refused(dtype):
-    with pytest.raises(ValueError, match=f"correct {dtype}"):
-        reward(torch.ones(4, 3), torch.ones(4, dtype=dtype), 1)
+@pytest.mark.parametrize(("given", "expected"), REFUSED)
+def test_what_has_no_reward_is_refused(given, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        reward(*given)

@@ -4,7 +4,7 @@ Counted by torch.utils.flop_counter, in the convention of the paper's numbers: p
 ReLU and additions count nothing.
 """
 
-import copy
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -65,7 +65,7 @@ def without_numbers(network):
     """
     tensors = [*network.parameters(), *network.buffers()]
     shapes = {id(tensor): tensor.to("meta", torch.float32) for tensor in tensors}
-    network = copy.deepcopy(network, shapes)
+    network = deepcopy(network, shapes)
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):

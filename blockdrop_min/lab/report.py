@@ -347,7 +347,7 @@ def answer(name, files, device="auto"):
     for path in paths:
         try:
             image = load_image(path, size, short_side)
-        except ValueError as problem:
+        except (ValueError, OSError) as problem:
             warn(problem)
             code = 2
             continue

@@ -1,6 +1,6 @@
 """The rivals that BlockDrop has to beat, and what looking at the image is worth beside them."""
 
-import copy
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -99,7 +99,7 @@ def static_rivals(model, data, resnet, workers=0):
     ours = run_policy(model, data.val, data.crop, workers=workers)
     cost = resnet_cost(model.resnet, data.crop)
     K = model.resnet.num_blocks
-    pretrained = copy.deepcopy(model)
+    pretrained = deepcopy(model)
     load_foreign(pretrained.resnet, resnet)
     keep = int((ours.flops_mean - cost.fixed) / max(cost.blocks))  # or more: blocks differ in cost
     keep = min(max(keep, 1), K - 1)

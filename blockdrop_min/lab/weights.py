@@ -23,7 +23,7 @@ def translate(state, what, is_agent):
     for name, tensor in state.items():
         # Ours are torchvision's. The authors' segments count from 0.
         name = str(name).removeprefix("module.")
-        name = re.sub(r"\bblocks\.(\d+)\.(?=\d+\.)", lambda m: f"layer{int(m[1]) + 1}.", name)
+        name = re.sub(r"\bblocks\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.", name)
         name = re.sub(r"\bds\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.0.downsample.", name)
         if name in translated:
             raise ValueError(f"{what}: {shown(name)!r} is there twice, under two names")

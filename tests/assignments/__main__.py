@@ -1,31 +1,39 @@
 """python tests/assignments make OUT | grade SUBMISSION...: see README.md beside this file."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
-from classroom import grade, make
+from classroom import NotGraded, grade, make, named
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python tests/assignments", description=__doc__)
     commands = parser.add_subparsers(required=True)
     made = commands.add_parser("make", help="write OUT/student and OUT/grader, and prove them")
-    made.add_argument("out", metavar="OUT")
+    made.add_argument("out", metavar="OUT", type=Path)
     made.set_defaults(run=make)
-    graded = commands.add_parser("grade", help="grade students' folders")
+    graded = commands.add_parser("grade", help="grade students' folders or zips")
     graded.add_argument("submissions", nargs="+", metavar="SUBMISSION")
     graded.set_defaults(run=grade)
-    graded.add_argument("--json", metavar="FILE", dest="json_file", help="for Gradescope")
-    graded.add_argument("--secret", type=int, default=0, help="seed of the examples, one a term")
+    text = "Gradescope's file; of several submissions a folder for these"
+    graded.add_argument("--json", type=Path, metavar="PATH", dest="json_path", help=text)
+    graded.add_argument("--csv", type=Path, metavar="FILE", dest="csv_file", help="the table")
+    text = "so many tasks at once"
+    graded.add_argument("--at-once", type=int, default=os.cpu_count(), metavar="N", help=text)
     for command in (made, graded):
         command.add_argument("--tasks", type=int, nargs="+", default=(), help="these only")
+        command.add_argument("--secret", type=int, help="seed of the examples, one a term")
     asked = vars(parser.parse_args())
+    if "submissions" in asked:
+        asked["submissions"] = named(asked["submissions"])
+    asked |= {name: path.absolute() for name, path in asked.items() if isinstance(path, Path)}
     try:
-        asked.pop("run")(**asked)
-    except (ValueError, OSError) as problem:
+        return asked.pop("run")(**asked)
+    except (ValueError, OSError, NotGraded) as problem:
         print(f"tests/assignments: {problem}", file=sys.stderr)
-        return 2
-    return 0
+        return 4 if isinstance(problem, NotGraded) else 2
 
 
 if __name__ == "__main__":

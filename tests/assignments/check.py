@@ -6,83 +6,137 @@ task is not begun. 2: anything else. The laws run in a process of their own with
 
 import ast
 import builtins
-import contextlib
+import gc
+import importlib.util
+import itertools
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import re
+import signal
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import cut
+import hypothesis.strategies
+import pytest
 import screen
 
 HERE = Path(__file__).parent
-SECONDS = 20  # of computing that the laws of a task may take
+SECONDS = 30  # of processor time that the laws of a task may take, however long one waits for it
+PATIENCE = 1800  # seconds that one waits for them on a busy machine
+AGAIN = "not graded, run again"
 builtins.NEEDS = set()  # numbers of the tasks whose functions were called, if these note it
 
 
-class Reporter:
-    """A plugin of pytest: keeps the laws that are asked for and notes how each fared, by name."""
+class Laws:
+    """A plugin of pytest: hands the laws that were collected to `work`, which may run some."""
 
-    def __init__(self, wanted):
-        self.wanted = set(wanted)
-        self.results = {}
+    def __init__(self, work):
+        self.work, self.results, self.found, self.problem = work, {}, None, None
 
-    def pytest_collection_modifyitems(self, items):
-        items[:] = [i for i in items if {i.nodeid, i.nodeid.split("::")[0]} & self.wanted]
-
-    def pytest_runtest_logstart(self):
-        builtins.NEEDS.clear()
+    def pytest_runtestloop(self, session):
+        self.items = {item.nodeid: item for item in session.items}
+        hypothesis.given(hypothesis.strategies.none())(lambda _: None)()  # slow once: before a fork
+        gc.freeze()
+        try:
+            self.found = self.work(self)
+        except BaseException as problem:  # pytest would keep it; `collect` raises it again
+            self.problem = problem
+        return True
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or not report.passed:
-            result = {"outcome": report.outcome, "text": str(report.longrepr)[-6000:]}
-            self.results[report.nodeid] = result | {"needs": sorted(builtins.NEEDS)}
+            text, needs = str(report.longrepr)[-6000:], sorted(builtins.NEEDS)
+            self.results[report.nodeid] = {"outcome": report.outcome, "text": text, "needs": needs}
+
+    def run(self, wanted):
+        """Runs laws in this process: {law: {"outcome", "text", "needs"}}."""
+        items = [self.items[law] for law in wanted if law in self.items]
+        for item, after in itertools.zip_longest(items, items[1:]):
+            builtins.NEEDS.clear()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+        missing = {"outcome": "not reached", "text": ""}
+        return {law: self.results.get(law, missing) for law in wanted}
 
 
-def child(folder, wanted, options, connection):
-    """Runs laws, or all of a file, with pytest in a folder, within limits where there are any."""
-    if os.name == "posix":
-        import resource
-
-        for what, most in (("CPU", SECONDS), ("DATA", 6 * 2**30), ("FSIZE", 2**26)):
-            resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (most, most))
+def collect(folder, files, work, *options):
+    """Collects the laws of files of a folder with pytest, and returns what work(laws) returns."""
     os.chdir(folder)
-    sys.path[:0] = [folder, f"{folder}/tests"]
-    sys.dont_write_bytecode = True
-    import pytest
-
-    raises, reporter = pytest.raises, Reporter(wanted)
+    sys.path[:0] = [str(folder), f"{folder}/tests"]
+    raises, laws = pytest.raises, Laws(work)
     pytest.raises = lambda *kinds, match=None, **more: raises(*kinds, **more)  # any words will do
-    files = sorted({law.split("::")[0] for law in wanted})
-    options = ["-p", "no:terminal", "-p", "no:cacheprovider", f"--rootdir={folder}", *options]
-    pytest.main([*options, *files], plugins=[reporter])
-    connection.send_bytes(json.dumps(reporter.results).encode())
+    options = [
+        "-pno:terminal",
+        "-pno:cacheprovider",
+        "-pno:faulthandler",
+        f"--rootdir={folder}",
+        "-s",
+        *options,
+    ]
+    pytest.main([*options, *files], plugins=[laws])
+    os.chdir(HERE)
+    if laws.problem:
+        raise laws.problem
+    return laws.found
+
+
+def child(work, seconds, closed, sending):
+    """Does work() within limits, and sends what it returns. If `closed`, it prints nothing."""
+    import resource
+
+    for stream in (1, 2) if closed else ():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    limits = {"DATA": 6 * 2**30, "FSIZE": 2**27, "CORE": 0} | ({"NOFILE": 0} if closed else {})
+    for what, most in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))  # it is told, then killed
+    sending.send_bytes(json.dumps(work()).encode())
     os._exit(0)
 
 
-def run_laws(folder, wanted, options=("--hypothesis-profile=quick",)):
-    """Runs laws, "<file>::<test>", or all of a "<file>", in a process of its own.
+def apart(jobs, at_once=1):
+    """Does jobs in processes of their own. Yields (key, what it returned or None, problem or "").
 
-    Returns {law: {"outcome", "text", "needs"}}; and why none of them counts, or "".
+    jobs: (key, work, seconds, closed): work() may take so much processor time, and if `closed` it
+        can open no file. Where there is no fork, it is done in this process.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"
-    # On Linux the processes come from a server that has imported torch.
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    context.set_forkserver_preload(["torch", "torchvision", "pytest", "hypothesis.extra"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(str(folder), list(wanted), options, theirs))
-    process.start()
-    theirs.close()
-    results, problem = {}, f"ended early: a crash, or an endless loop (over {SECONDS} s)"
-    with contextlib.suppress(EOFError, OSError):
-        if ours.poll(4 * SECONDS):  # the limit bounds its computing; this, its waiting
-            results, problem = json.loads(ours.recv_bytes()), ""
-    process.kill()
-    process.join()
-    missing = {"outcome": "not reached", "text": ""}
-    return {law: missing for law in wanted if "::" in law} | results, problem
+    if not hasattr(os, "fork"):
+        yield from ((key, work(), "") for key, work, _, _ in jobs)
+        return
+    context, running, jobs = multiprocessing.get_context("fork"), {}, iter(jobs)
+    while True:
+        for key, *given in itertools.islice(jobs, at_once - len(running)):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=child, args=(*given, theirs))
+            process.start()
+            theirs.close()
+            running[ours] = key, process, time.monotonic() + PATIENCE
+        if not running:
+            return
+        ready = multiprocessing.connection.wait(running, timeout=5)
+        for ours, (key, process, end) in list(running.items()):
+            if ours not in ready and time.monotonic() > end:
+                process.kill()
+            elif ours not in ready:
+                continue
+            del running[ours]
+            yield key, *result(process, ours)
+
+
+def result(process, connection):
+    """What a process that ends has sent, or None; and why it did not, or ""."""
+    try:
+        return json.loads(connection.recv_bytes()), ""
+    except (EOFError, OSError):
+        process.join()
+    if process.exitcode == -signal.SIGXCPU:
+        return None, "ended early: an endless loop, or far too slow"
+    if process.exitcode == -signal.SIGKILL:  # by somebody else, or out of patience or memory
+        return None, f"{AGAIN}: it was ended, or waited too long"
+    return None, f"ended early: a crash (exit code {process.exitcode})"
 
 
 def sentence(law):
@@ -96,45 +150,64 @@ def hint(task, law):
     return next(text for word, text in task["look"].items() if word in law)
 
 
-def open_functions(task, folder):
-    """The names of a task's functions that are still holes."""
-    hole = ast.unparse(cut.parse(task["hole"]))
-    sources = {file: (Path(folder) / file).read_text() for file in task["functions"]}
-    names = [(file, name) for file, names in task["functions"].items() for name in names]
-    return [name for file, name in names if hole in cut.body(sources[file], name)]
+def functions(task):
+    """The functions of a task, (file, name) of each."""
+    return [(file, name) for file, names in task["functions"].items() for name in names]
 
 
-def complaints(task, folder):
+def holes(task, trees):
+    """The functions of a task that are open, and those in which the hole's line still stands.
+
+    trees: {file: its syntax tree}.
+    """
+    hole, guards = ast.unparse(ast.parse(task["hole"])), task.get("guards", True)
+    bodies = {name: cut.body(trees[file], name, guards) for file, name in functions(task)}
+    left = [name for name in bodies if bodies[name] == hole]
+    return left, [name for name in bodies if hole in bodies[name] and name not in left]
+
+
+def complaints(task, trees):
     """What is not allowed in a task's functions: a list of lines."""
-    said = []
-    for file, names in task["functions"].items():
-        tree = cut.parse((Path(folder) / file).read_text())
-        lines = [line for name in names for line in screen.complaints(cut.find(tree, name))]
-        said += [f"not allowed: {file}, {line}" for line in lines]
-    return said
+    found = [
+        (f, line) for f, n in functions(task) for line in screen.complaints(cut.find(trees[f], n))
+    ]
+    return [f"not allowed: {file}, {line}" for file, line in found]
 
 
 def changes(around):
     """What was changed here outside the bodies that are asked for: a list of lines."""
     said = []
     for file, (names, fingerprint) in around.items():
-        source = (HERE / file).read_text()
-        cut.parse(source, file)  # a syntax error is told with the file's name
-        if cut.rest(source, names) != fingerprint:
+        data = (HERE / file).read_bytes()
+        ast.parse(data, file)  # a syntax error is told with the file's name
+        if cut.rest(importlib.util.decode_source(data), names) != fingerprint:
             said.append(f"{file}: only bodies count; take back what you changed outside of them")
     return said
 
 
-def report(task, law, result):
-    """Prints a law that does not hold: it is broken, or waits for a function that is open."""
-    waits = re.search(r"NotImplementedError: (task \d+)", result["text"])
+def cause(law, text):
+    """Why a law does not hold: what it waits for, or where in the student's code; or its name."""
+    waits = re.search(r"NotImplementedError: (task \d+)", text)
+    where = re.findall(r"^((?:blockdrop_min|answers)\S+:\d+): ", text, re.MULTILINE)
     if waits:
-        print(f"   . {sentence(law)}\n       waits for {waits[1]}")
-        return
-    print(f"   x {sentence(law)}\n       look at: {hint(task, law)}\n       {law.split('::')[0]}")
-    where = re.findall(r"^((?:blockdrop_min|answers)\S+:\d+): ", result["text"], re.MULTILINE)
-    errors = re.findall(r"^E +(.*\S)", result["text"], re.MULTILINE)[:8]
-    for line in (*where[-1:], *(errors or [result["outcome"]])):
+        return f"waits for {waits[1]}"
+    return "\n".join(
+        where[-1:] + re.findall(r"^E +(.*\S)", text, re.MULTILINE)[:1]
+        if where
+        else [law.split("[")[0]]
+    )
+
+
+def report(task, laws, text):
+    """Prints laws that do not hold for one cause: they are broken, or wait for a function."""
+    others, why = len({law.split("[")[0] for law in laws}) - 1, cause(laws[0], text)
+    waits = why.startswith("waits")
+    print(
+        f"   {'.' if waits else 'x'} {sentence(laws[0])}{f' (and {others} more)' if others else ''}"
+    )
+    print(f"       {why if waits else 'look at: ' + hint(task, laws[0])}")
+    errors = re.findall(r"^E +(.*\S)", text, re.MULTILINE)[:8]
+    for line in () if waits else (laws[0].split("[")[0], *why.split("\n")[:-1], *errors):
         print(f"         {line[:110]}")
 
 
@@ -145,24 +218,34 @@ def main(arguments):
         raise ValueError(f"give the number of one task: {', '.join(tasks)}")
     task = tasks[arguments[0]]
     print(f"{task['number']}. {task['title']}")
-    left = open_functions(task, HERE)
+    trees = {file: ast.parse((HERE / file).read_bytes(), file) for file in task["functions"]}
+    left, standing = holes(task, trees)
     if left:
         print("   not written yet:", ", ".join(left))
-    if left and len(left) == sum(map(len, task["functions"].values())):
+    if standing:
+        print(f"   `{task['hole'].strip()}` still stands in {', '.join(standing)}")
+    if left and len(left) == len(functions(task)):
         return 3
-    refused = complaints(task, HERE) + changes(table["around"])
+    refused = complaints(task, trees) + changes(table["around"])
     if refused:
         print(*(f"   ! {line}" for line in refused), sep="\n")
         return 1
-    results, problem = run_laws(HERE, task["laws"])
-    broken = [law for law in results if results[law]["outcome"] != "passed"]
-    shown = {law.split("[")[0]: law for law in reversed(broken) if not problem}
-    for law in reversed(shown.values()):  # one case of each
-        report(task, law, results[law])
-    print(f"   {len(results) - len(broken)} of {len(results)} laws hold   {problem}")
+
+    def work(laws):
+        return next(apart([(0, partial(laws.run, task["laws"]), SECONDS, False)]))
+
+    files = dict.fromkeys(law.split("::")[0] for law in task["laws"])
+    _, results, problem = collect(HERE, files, work, "--hypothesis-profile=quick")
+    broken, causes = [law for law in results or () if results[law]["outcome"] != "passed"], {}
+    for law in broken:
+        causes.setdefault(cause(law, results[law]["text"]), []).append(law)
+    for laws in causes.values():
+        report(task, laws, results[laws[0]]["text"])
+    count = len(results or ())
+    print(f"   {count - len(broken)} of {len(task['laws'])} laws hold   {problem}")
     if task["unseen"]:
         print(f"   graded, too, but not shown: {'; '.join(map(sentence, task['unseen'][:2]))}; ...")
-    return int(bool(broken or problem))
+    return 2 if problem.startswith(AGAIN) else int(bool(broken or problem))
 
 
 if __name__ == "__main__":

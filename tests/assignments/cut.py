@@ -7,16 +7,8 @@ in the code: what is cut is a function's body, as it is at that moment.
 import ast
 import hashlib
 import re
-import threading
 
 LEAST = 14  # nodes of a syntax tree from which on two equal ones are no accident
-PARSING = threading.Lock()  # CPython 3.11's parser is not safe among threads
-
-
-def parse(source, name="<text>"):
-    """The syntax tree of a module; name: of its file, for the message of a SyntaxError."""
-    with PARSING:
-        return ast.parse(source, name)
 
 
 def find(tree, name):
@@ -39,7 +31,7 @@ def is_guard(statement):
 def kept_statements(function, guards):
     """How many leading statements stay: the docstring and, if `guards`, refusals."""
     count = int(ast.get_docstring(function) is not None)
-    while guards and is_guard(function.body[count]):
+    while guards and count < len(function.body) and is_guard(function.body[count]):
         count += 1
     return count
 
@@ -49,20 +41,25 @@ def replace_bodies(source, bodies, guards=False):
 
     guards: whether refusals of arguments stay; the docstring always does.
     """
-    tree, lines = parse(source), source.splitlines()
+    tree, lines = ast.parse(source), source.split("\n")
     for name in sorted(bodies, key=lambda name: -find(tree, name).lineno):  # from the last on
         function = find(tree, name)
         count = kept_statements(function, guards)
         first = function.body[count - 1].end_lineno if count else function.body[0].lineno - 1
         indent = " " * (function.col_offset + 4)
-        lines[first : function.end_lineno] = [indent + s for s in bodies[name].splitlines()]
-    return "\n".join(lines) + "\n"
+        lines[first : function.end_lineno] = [indent + s for s in bodies[name].split("\n")]
+    return "\n".join(lines)
 
 
-def body(source, name):
-    """A function's body as text, without its docstring."""
-    function = find(parse(source), name)
-    return "\n".join(map(ast.unparse, function.body[kept_statements(function, False) :]))
+def statements(tree, name, guards=False):
+    """A function's body without its docstring and, if `guards`, without refusals: syntax trees."""
+    function = find(tree, name)
+    return function.body[kept_statements(function, guards) :]
+
+
+def body(tree, name, guards=False):
+    """The same as text."""
+    return "\n".join(map(ast.unparse, statements(tree, name, guards)))
 
 
 def rest(source, names):
@@ -84,10 +81,10 @@ def fingerprints(tree):
 
 def leaks(bodies, folder):
     """What a folder's files still show of the bodies that were cut: a list of "file: code"."""
-    parts = [statement for text in bodies for statement in parse(text).body]
+    parts = [statement for text in bodies for statement in ast.parse(text).body]
     secret = set().union(*(fingerprints(part) for part in parts if not is_guard(part)))
     hits = []
     for path in sorted(folder.rglob("*.py")):
-        shown = fingerprints(parse(path.read_text()))
+        shown = fingerprints(ast.parse(path.read_bytes()))
         hits += [f"{path.relative_to(folder)}: {shown[part]}" for part in shown if part in secret]
     return hits

@@ -4,44 +4,29 @@ import errno
 import io
 import os
 import pickle
-import resource
+import re
 import signal
-import socket
-import stat
 import time
-import tracemalloc
 import zipfile
 
 import pytest
 import torch
-from disks import disk, fail
+from disks import disk, fail, fork, in_a_process, kill, wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import contents, fork, in_a_process, kill, wait
+from runs import contents
 
 from blockdrop_min.lab import files
 from blockdrop_min.lab.files import FORMAT, RUN_FILES, locked, read_file, write_safely
 
-KINDS = ["link", "dangling link", "looping link", "folder", "pipe", "socket"]
-NO_FAULT_OF_THE_FILE = [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ESTALE, errno.EACCES]
+KINDS = {
+    "link": lambda path: path.symlink_to("mine"),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "folder": os.mkdir,
+    "pipe": os.mkfifo,
+}
+PLAIN = "only a plain file may stand there"
 die = kill(signal.SIGKILL)
-
-
-def place(path, kind, target):
-    """Puts something that is no plain file at a path; a link leads to `target`."""
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "socket":
-        bound = socket.socket(socket.AF_UNIX)
-        before = os.getcwd()
-        os.chdir(path.parent)  # a socket's name may have 100 characters only
-        bound.bind(path.name)
-        os.chdir(before)
-    else:
-        goals = {"link": target, "dangling link": "nowhere", "looping link": path}
-        path.symlink_to(goals[kind])
 
 
 def there(folder):
@@ -52,13 +37,11 @@ def there(folder):
 def refusal(path, act, *arguments):
     """The one line in which an action refuses a path, at once."""
     start = time.monotonic()
-    with pytest.raises((ValueError, OSError)) as raised:
+    with pytest.raises(ValueError, match=re.escape(str(path))) as raised:
         act(*arguments)
-    message = str(raised.value)
     assert time.monotonic() - start < 5
-    assert str(path) in message
-    assert "\n" not in message
-    return message
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
 
 
 def lock_once(folder):
@@ -74,12 +57,6 @@ def test_bytes_are_written_as_they_are_and_anything_else_by_torch(tmp_path):
     assert torch.equal(read_file(tmp_path / "b")["x"], torch.arange(3))
 
 
-def test_what_stood_there_is_kept_where_one_says(tmp_path):
-    for content in (b"1", b"2", b"3"):
-        write_safely(tmp_path / "a", content, previous=tmp_path / "b")
-    assert there(tmp_path) == {"a": b"3", "b": b"2"}
-
-
 def test_the_whole_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     sizes = []
     fsync = os.fsync
@@ -89,30 +66,6 @@ def test_the_whole_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypat
     write_safely(tmp_path / "a", b"newer")
     assert done == ["write", "fsync", "replace"]
     assert sizes == [3, 5]
-
-
-def test_others_may_read_a_file_as_the_umask_says(tmp_path):
-    before = os.umask(0o027)
-    write_safely(tmp_path / "a", b"new")
-    os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
-
-
-@pytest.mark.parametrize("at", range(4))
-def test_a_disk_that_fails_loses_nothing_and_leaves_no_other_file(tmp_path, at):
-    write_safely(tmp_path / "a", b"old")
-    with disk(at, fail(errno.ENOSPC)), pytest.raises(OSError, match="No space left"):
-        write_safely(tmp_path / "a", b"new", previous=tmp_path / "b")
-    assert list(there(tmp_path).values()) == [b"old"]
-
-
-@pytest.mark.parametrize("at", range(3))
-def test_a_kill_during_a_write_leaves_the_old_file(tmp_path, at):
-    write_safely(tmp_path / "a", b"old")
-    with disk(at, die):
-        code = in_a_process(lambda: write_safely(tmp_path / "a", b"new"))
-    assert code == -signal.SIGKILL
-    assert (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_what_killed_writes_left_goes_with_the_next_run_and_files_of_others_stay(tmp_path):
@@ -133,50 +86,29 @@ def test_two_writers_at_once_do_not_mix(tmp_path):
     assert there(tmp_path) == {"a": b"1" * 100}
 
 
-def test_a_disk_that_is_really_full_is_an_error_of_the_system(tmp_path):
-    def act():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        try:
-            write_safely(tmp_path / "a", {"weights": torch.zeros(10_000)})
-        except OSError as problem:
-            return problem.errno
-
-    assert in_a_process(act) == errno.EFBIG
-    assert there(tmp_path) == {}
-
-
 # ----------------------------------------------------------------------------- links and the like
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_written_where_no_plain_file_stands(tmp_path, kind):
-    target = tmp_path / "mine"
-    target.write_bytes(b"mine")
-    place(tmp_path / "a", kind, target)
+    (tmp_path / "mine").write_bytes(b"mine")
+    KINDS[kind](tmp_path / "a")
     before = (tmp_path / "a").lstat()
-    refusal(tmp_path / "a", write_safely, tmp_path / "a", b"new")
-    assert target.read_bytes() == b"mine"
+    assert PLAIN in refusal(tmp_path / "a", write_safely, tmp_path / "a", b"new")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
     assert (tmp_path / "a").lstat() == before
     assert {path.name for path in tmp_path.iterdir()} == {"a", "mine"}
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", ["dangling link", "folder", "pipe"])
 def test_nothing_is_read_where_no_file_stands(tmp_path, kind):
-    place(tmp_path / "a", kind, None)
-    reasons = {"dangling link": "does not exist", "looping link": "Too many levels of symbolic"}
-    expected = reasons.get(kind, "only a plain file may stand there")
-    assert expected in refusal(tmp_path / "a", read_file, tmp_path / "a")
+    KINDS[kind](tmp_path / "a")
+    said = "does not exist" if kind == "dangling link" else PLAIN
+    assert said in refusal(tmp_path / "a", read_file, tmp_path / "a")
 
 
 def test_a_link_to_weights_may_be_read(tmp_path):
     write_safely(tmp_path / "a", {"x": 1})
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert read_file(tmp_path / "b") == {"x": 1}
-
-
-def test_a_device_is_no_file():
-    said = "only a plain file may stand there"
-    assert said in refusal("/dev/zero", read_file, "/dev/zero")
-    assert said in refusal("/dev/null", write_safely, "/dev/null", b"new")
 
 
 def test_a_link_at_a_name_that_one_can_guess_is_not_followed(tmp_path, monkeypatch):
@@ -242,25 +174,14 @@ def test_both_answers_of_systems_to_a_held_lock_are_understood(tmp_path, monkeyp
     assert "another run" in refusal(tmp_path, lock_once, tmp_path)
 
 
-def test_a_lock_that_is_another_name_of_my_file_does_not_empty_it(tmp_path):
-    (tmp_path / "mine").write_bytes(b"mine")
-    os.link(tmp_path / "mine", tmp_path / ".lock")
-    lock_once(tmp_path)
-    assert (tmp_path / "mine").read_bytes() == b"mine"
-
-
 # --------------------------------------------------------------------------------- whose folder
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_each_name_of_a_runs_files_is_for_plain_files_only(tmp_path, name, kind):
-    write_safely(tmp_path / "checkpoint.previous.pt", b"of a run")
-    (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / "mine").write_bytes(b"mine")
-    place(tmp_path / name, kind, tmp_path / "mine")
-    before = {path.name for path in tmp_path.iterdir()}
-    said = refusal(tmp_path / name, lock_once, tmp_path)
-    assert said.endswith("only a plain file may stand there")
-    assert {path.name for path in tmp_path.iterdir()} == before
+    KINDS[kind](tmp_path / name)
+    assert PLAIN in refusal(tmp_path / name, lock_once, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {name, "mine"}
     assert (tmp_path / "mine").read_bytes() == b"mine"
 
 
@@ -282,20 +203,17 @@ def test_a_folder_of_a_run_that_was_killed_early_is_ours(tmp_path, left):
 
 # ------------------------------------------------------------------------------------ what is read
 def content_of(kind):
-    return {"format": kind, "x": torch.arange(9.0), "rows": [{"loss": 0.25}], "y": torch.ones(3)}
+    return {"format": kind, "x": torch.arange(9.0)}
 
 
-def saved_bytes(content, **options):
+def is_whole(found, kind):
+    return found["format"] == kind and torch.equal(found["x"], torch.arange(9.0))
+
+
+def saved_bytes(kind, **options):
     buffer = io.BytesIO()
-    torch.save(content, buffer, **options)
+    torch.save(content_of(kind), buffer, **options)
     return buffer.getvalue()
-
-
-def same(one, other):
-    """Whether two contents are equal to the bit."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def read_or_refused(path):
@@ -314,8 +232,7 @@ def read_bytes(path, data):
 
 @pytest.mark.parametrize(("kind", "last"), [(FORMAT, 10**4), ("another", 100)])
 def test_every_bit_that_flips_is_found_or_changes_nothing_that_is_read(tmp_path, kind, last):
-    content = content_of(kind)
-    write_safely(tmp_path / "a", content)
+    write_safely(tmp_path / "a", content_of(kind))
     data = (tmp_path / "a").read_bytes()
     with open(tmp_path / "a", "r+b", buffering=0) as file:
         for place in range(max(0, len(data) - last), len(data)):
@@ -324,11 +241,11 @@ def test_every_bit_that_flips_is_found_or_changes_nothing_that_is_read(tmp_path,
                 file.write(bytes([data[place] ^ flip]))
                 found = read_or_refused(tmp_path / "a")
                 allowed = flip == 0 or kind != FORMAT
-                assert found is None or (allowed and same(found, content)), (place, flip)
-    assert same(found, content)
+                assert found is None or (allowed and is_whole(found, kind)), (place, flip)
+    assert is_whole(found, kind)
 
 
-@given(st.binary(max_size=200), st.integers(0, 1500), st.integers(0, 1500))
+@given(st.binary(max_size=200), st.integers(0, 2000), st.integers(0, 2000))
 @settings(max_examples=100)
 def test_bytes_that_are_added_or_lost_are_found(tmp_path_factory, added, start, end):
     path = tmp_path_factory.getbasetemp() / "a"
@@ -341,25 +258,25 @@ def test_bytes_that_are_added_or_lost_are_found(tmp_path_factory, added, start, 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_files_of_torch_old_and_new_are_read(tmp_path, zipped):
-    data = saved_bytes(content_of("any"), _use_new_zipfile_serialization=zipped)
-    assert same(read_bytes(tmp_path / "a", data), content_of("any"))
+    data = saved_bytes("any", _use_new_zipfile_serialization=zipped)
+    assert is_whole(read_bytes(tmp_path / "a", data), "any")
 
 
 def test_damaged_numbers_of_a_file_without_digest_are_found(tmp_path):
-    data = bytearray(saved_bytes(content_of("any")))
+    data = bytearray(saved_bytes("any"))
     data[data.index(torch.arange(9.0).numpy().tobytes()) + 5] ^= 1
     assert read_bytes(tmp_path / "a", data) is None
 
 
 def test_a_file_of_ours_without_its_digest_is_refused(tmp_path):
-    assert read_bytes(tmp_path / "a", saved_bytes(content_of(FORMAT))) is None
+    assert read_bytes(tmp_path / "a", saved_bytes(FORMAT)) is None
 
 
 def bomb(kind):
     """A file of a megabyte at most that unpacks to hundreds."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        with zipfile.ZipFile(io.BytesIO(saved_bytes(content_of("any")))) as records:
+        with zipfile.ZipFile(io.BytesIO(saved_bytes("any"))) as records:
             archive.writestr("archive/data.pkl", records.read("archive/data.pkl"))
         if kind == "packed":
             archive.writestr("archive/data/0", bytes(2 * 10**8))
@@ -372,10 +289,7 @@ def bomb(kind):
 @pytest.mark.parametrize("kind", ["packed", "overlapping"])
 def test_records_larger_than_their_file_are_refused_before_they_are_read(tmp_path, kind):
     (tmp_path / "a").write_bytes(bomb(kind))
-    tracemalloc.start()
     said = refusal(tmp_path / "a", read_file, tmp_path / "a")
-    assert tracemalloc.get_traced_memory()[1] < 50e6
-    tracemalloc.stop()
     assert "its records are larger than the file" in said
 
 
@@ -395,23 +309,19 @@ def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path, save, recwarn):
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("error", NO_FAULT_OF_THE_FILE)
+PASSING = [OSError(n, "") for n in (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ESTALE)]
+PASSING += [PermissionError(), MemoryError(), RuntimeError("can't allocate memory: 9 bytes")]
+
+
+@pytest.mark.parametrize("problem", PASSING, ids=repr)
 @pytest.mark.parametrize("call", [(os, "stat"), (files.Path, "read_bytes"), (torch, "load")])
-def test_a_file_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, call, error):
-    write_safely(tmp_path / "a", content_of(FORMAT))
-    monkeypatch.setattr(*call, lambda *_, **__: fail(error)())
-    with pytest.raises(OSError, match=os.strerror(error)):
-        read_file(tmp_path / "a")
-
-
-@pytest.mark.parametrize("problem", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
-def test_memory_that_does_not_suffice_is_no_damage(tmp_path, monkeypatch, problem):
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, call, problem):
     def act(*_, **__):
         raise problem
 
     write_safely(tmp_path / "a", content_of(FORMAT))
-    monkeypatch.setattr(torch, "load", act)
-    with pytest.raises(type(problem)):
+    with monkeypatch.context() as patch, pytest.raises(type(problem)):
+        patch.setattr(*call, act)
         read_file(tmp_path / "a")
 
 
