@@ -56,19 +56,22 @@ def named(task, law):
     return [full for full in (*task["laws"], *task["unseen"]) if classroom.key(full) == law]
 
 
+def some(task, names):
+    """A task that has the laws of these names only; all, if none is named."""
+    laws = [law for name in names for law in named(task, name)]
+    return task | {"laws": laws, "unseen": []} if names else task
+
+
 def grade_apart(jobs):
-    """(the tasks, {key: result}) of jobs (key, number of a task, files, names of laws; none: all).
+    """(the tasks, {name: result}) of jobs (name, number of a task, files, names of laws; (): all).
 
     For a process of its own: modules of that name are imported here already.
     """
 
     def work(laws, trees):
         tasks = classroom.with_laws(classroom.needs_of_laws(laws, trees))
-        whole = [
-            (key, tasks[n - 1], files, [full for law in names for full in named(tasks[n - 1], law)])
-            for key, n, files, names in jobs
-        ]
-        return tasks, dict(classroom.graded(laws, trees, whole, os.cpu_count()))
+        each = [(name, some(tasks[n - 1], names), files) for name, n, files, names in jobs]
+        return tasks, dict(classroom.graded(laws, trees, each, os.cpu_count()))
 
     return classroom.with_reference(work)
 
@@ -217,7 +220,7 @@ def grade_task(task, files):
     """For a process of its own."""
 
     def work(laws, trees):
-        return next(classroom.graded(laws, trees, [(0, task, files, ())]))
+        return next(classroom.graded(laws, trees, [("", task, files)]))
 
     return classroom.with_reference(work)
 
@@ -522,8 +525,8 @@ def pretended(monkeypatch, answers):
 
     def grade(problems, **options):
         def graded(laws, trees, jobs, at_once):
-            for key, task, _, _ in jobs:
-                yield key, classroom.judged(task, TASK["unseen"], problems[key[0]])
+            for name, task, _ in jobs:
+                yield name, classroom.judged(task, TASK["unseen"], problems[name])
 
         def with_reference(work, secret):
             secrets.append(secret)
@@ -534,7 +537,9 @@ def pretended(monkeypatch, answers):
         monkeypatch.setattr(classroom, "with_reference", with_reference)
         monkeypatch.setattr(classroom, "with_laws", lambda needs, chosen: [TASK])
         monkeypatch.setattr(classroom, "MADE", {"secret": 2026, "needs": {}})
-        return classroom.grade(dict.fromkeys(problems, answers), **options), *secrets
+        for name in problems:
+            (answers.parent / name).symlink_to(answers)
+        return classroom.grade([answers.parent / name for name in problems], **options), *secrets
 
     return grade
 
@@ -566,13 +571,9 @@ def test_two_students_with_one_run_are_told_apart_by_a_note(pretended, answers, 
     assert "runs/gamma4/checkpoint.pt is that of a" in capsys.readouterr().out
 
 
-def test_submissions_of_one_name_are_named_by_their_folders(tmp_path):
-    named = classroom.named([tmp_path / "ann" / "hw.zip", tmp_path / "bob" / "hw.zip", "eve.zip"])
-    assert [name.split("_")[-2:] for name in named] == [
-        ["ann", "hw.zip"],
-        ["bob", "hw.zip"],
-        ["eve"],
-    ]
+def test_two_submissions_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="two submissions have one name"):
+        classroom.grade([tmp_path / "ann" / "hw.zip", tmp_path / "bob" / "hw"])
 
 
 # ----------------------------------------------------------------------------- the student's folder
