@@ -290,10 +290,10 @@ def run(settings, out, changed, device):
         state["rivals"] = static_rivals(model, data, pretrained, settings.workers)
         run_here.save()
     rival = replace(settings, stages="finetune", resnet=pretrained, rivals=0)
-    for digits in state.get("rivals", [])[: settings.rivals]:
-        path = out / f"static-{digits}"  # an ordinary run, in a folder inside this one
+    for policy in state.get("rivals", [])[: settings.rivals]:
+        path = out / f"static-{policy.replace(':', '-')}"  # an ordinary run inside this one
         path.mkdir(exist_ok=True)
-        run(replace(rival, policy=digits), path, None, device)
+        run(replace(rival, policy=policy), path, None, device)
 
 
 def main(arguments=None):
