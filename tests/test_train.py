@@ -4,7 +4,6 @@ Stopping and going on is in test_resuming.py, bad input in test_refusals.py.
 """
 
 import inspect
-import io
 import json
 import os
 import pty
@@ -18,23 +17,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from disks import STEP_FUNCTIONS, fork, kill, wait
 from helpers import assert_equal
-from runs import (
-    EPOCHS,
-    IMAGES,
-    SHORT,
-    STEP_FUNCTIONS,
-    differences,
-    fork,
-    kill,
-    rows,
-    short_run,
-    wait,
-    write_tree,
-)
+from runs import EPOCHS, IMAGES, SHORT, differences, rows, short_run, write_tree
 
 import train
-from blockdrop_min import finetuning, load, load_foreign, pretraining, resnet
+from blockdrop_min import finetuning, load, pretraining, resnet
 from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, read, restore
 from blockdrop_min.lab.data import Split, load_data
 from blockdrop_min.lab.evaluation import run_policy
@@ -231,48 +219,6 @@ def test_the_name_of_a_folder_is_never_markup(tmp_path, capsys, name):
     assert f"{tmp_path / name}; " in capsys.readouterr().out
 
 
-def test_what_a_stream_cannot_encode_is_replaced(tmp_path, monkeypatch):
-    with open(tmp_path / "said", "w", encoding="ascii") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        assert short_run(tmp_path / "äöü ±") == 0
-    said = (tmp_path / "said").read_text("ascii")
-    assert "???" in said
-    assert re.search(r"finetune +1/1 .* \? ", said)
-    assert len(read(tmp_path / "äöü ±")[0]["metrics"]) == len(EPOCHS)
-
-
-def test_a_full_disk_behind_standard_output_does_not_end_a_run(tmp_path, monkeypatch, finished):
-    with open("/dev/full", "w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        assert short_run(tmp_path) == 0
-    assert differences(tmp_path, finished[0]) == []
-
-
-def test_a_closed_standard_output_does_not_end_a_run(tmp_path, monkeypatch, finished):
-    monkeypatch.setattr(sys, "stdout", None)  # what `>&-` makes of it
-    assert short_run(tmp_path) == 0
-    assert differences(tmp_path, finished[0]) == []
-
-
-def test_a_pipe_that_nobody_reads_any_more_does_not_end_a_run(tmp_path, monkeypatch, finished):
-    def act():
-        read_end, write_end = os.pipe()
-        os.close(read_end)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        monkeypatch.setattr(sys, "stdout", open(write_end, "w"))  # noqa: SIM115
-        return short_run(tmp_path)
-
-    assert wait(fork(act)) == 0
-    assert differences(tmp_path, finished[0]) == []
-
-
-def test_a_stream_of_text_without_a_file_is_written_to(tmp_path, monkeypatch):
-    stream = io.StringIO()  # as in a notebook
-    monkeypatch.setattr(sys, "stdout", stream)
-    assert short_run(tmp_path, "--stages=pretrain") == 0
-    assert "pretrain     2/2" in stream.getvalue()
-
-
 @pytest.mark.parametrize("streams", ["| head -1", ">&-"])
 def test_a_whole_command_survives_its_standard_output(tmp_path, streams):
     flags = ["--stages=pretrain", "--pretrain-epochs=1", "--policy=first:2", "--out", str(tmp_path)]
@@ -314,13 +260,6 @@ def test_the_resnet_of_the_end_of_pretraining_is_left_in_a_file_of_its_own(finis
     assert_equal(left, read(tmp_path)[0]["resnet"])
     final = read(finished[0])[0]["resnet"]
     assert not torch.equal(left["conv1.weight"], final["conv1.weight"])
-
-
-def test_that_file_has_torchvisions_names(finished):
-    net = load_foreign(resnet(8), finished[0] / "resnet.pt")
-    for (name, p), q in zip(net.named_parameters(), resnet(8).parameters(), strict=True):
-        if p.dim() > 1:
-            assert not torch.equal(p, q), name
 
 
 def test_later_stages_can_start_from_the_resnet_of_another_run(finished, tmp_path):
@@ -410,6 +349,14 @@ def test_the_rivals_are_runs_of_one_policy_each_from_the_same_pretrained_resnet(
         assert ours == theirs
     blocks = [path.name.count("1") for path in rivals]
     assert blocks[1] - blocks[0] == 1
+
+
+def test_the_papers_heuristics_are_trained_as_long_where_five_rivals_are_asked_for(tmp_path):
+    assert short_run(tmp_path, "--rivals=5") == 0
+    policies = [read(path)[0]["settings"]["policy"] for path in sorted(tmp_path.glob("static-*"))]
+    kinds = sorted(policy.partition(":")[0] for policy in policies)
+    assert kinds[2:] == ["distribute", "first", "random"]
+    assert all(kind.isdigit() for kind in kinds[:2])
 
 
 def test_a_run_and_its_rivals_go_on_where_they_stopped(tmp_path):

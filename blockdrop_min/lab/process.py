@@ -29,17 +29,14 @@ def choose_device(name):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         if name.partition(":")[0] not in DEVICES:
-            raise ValueError(f"--device is {name!r}; choose auto or one of {', '.join(DEVICES)}")
-        device = torch.device(name)
-        count = torch.cuda.device_count() if device.type == "cuda" else 1
-        if (device.index or 0) >= count:
-            there = f"this machine has {count} GPU(s)"
-            advice = "start as many processes" if under_torchrun() else "use another"
-            raise ValueError(f"--device is {name!r}, but {there}; {advice}")
-        return torch.zeros(0, device=device).device
+            raise RuntimeError("no device of that kind")
+        return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise ValueError(f"--device is {name!r}, which cannot be used: {reason}") from None
+        reason = f"{str(problem).splitlines()[0]}; there are {torch.cuda.device_count()} GPUs"
+        allowed = f"choose auto or one of {', '.join(DEVICES)}"
+        raise ValueError(
+            f"--device is {name!r}, which cannot be used ({reason}); {allowed}"
+        ) from None
 
 
 def has_bfloat16(device):

@@ -94,7 +94,7 @@ def static_rivals(model, data, resnet, workers=0):
 
     model: the `BlockDrop` that was trained.
     resnet: the file of the pretrained ResNet.
-    Returns two policies, each K digits 0 or 1.
+    Returns these two, as K digits 0 or 1, and the paper's heuristics of k blocks: "first:3", ...
     """
     ours = run_policy(model, data.val, data.crop, workers=workers)
     cost = resnet_cost(model.resnet, data.crop)
@@ -107,7 +107,8 @@ def static_rivals(model, data, resnet, workers=0):
     while len(found) < 2 or (cost.of(found[-1]) < ours.flops_mean and keep < K):
         keep += 1
         found.append(best_static(pretrained, data, keep, workers=workers))
-    return [digits(u) for u in found[-2:]]
+    heuristics = [f"{kind}:{keep - 1}" for kind in ("first", "random", "distribute")]
+    return [digits(u) for u in found[-2:]] + heuristics
 
 
 def dealt_loss(model, data, ours, seed=0, workers=0):
@@ -134,14 +135,14 @@ def worth_of_looking(ours, rivals):
     ours: the `Result` of BlockDrop on the test set, its policy network paid for.
     rivals: those of policies for all images, trained as long, on the same images.
     Returns the paired difference, a mean over images, and its standard error; None if no rival
-    costs as much as BlockDrop.
+    costs as much as BlockDrop, and one could.
     """
     rivals = sorted(rivals, key=lambda rival: rival.flops_mean)
     below = [rival for rival in rivals if rival.flops_mean <= ours.flops_mean][-1:]
     above = [rival for rival in rivals if rival.flops_mean >= ours.flops_mean][:1]
-    if not above:
+    if not above and not (below and below[0].u.all()):
         return None
-    low, high = (below or above)[0], above[0]
+    low, high = (below or above)[0], (above or below)[0]
     span = high.flops_mean - low.flops_mean
     share = (ours.flops_mean - low.flops_mean) / span if span else 0.0
     line = torch.lerp(low.correct.double(), high.correct.double(), share)

@@ -14,10 +14,10 @@ from blockdrop_min.lab.settings import OPTIONS, STAGES, Settings, flat, unflat
 EPOCHS = {"pretrain": 2, "curriculum": 2, "finetune": 1}  # of the preset `smoke`
 
 
-def put(folder, stage, epoch, step=0, trained=tuple(STAGES), **changes):
+def put(folder, stage, epoch, step=0, trained=("pretrain", "curriculum"), **changes):
     """Saves the checkpoint of a run of `smoke` that stands there. Returns its settings as a dict.
 
-    trained: the stages before it that the run went through.
+    trained: the stages that the run went through, if they come before.
     """
     state, _ = state_of(**changes)
     names = [name for name in list(STAGES)[: list(STAGES).index(stage)] if name in trained]
@@ -34,11 +34,8 @@ def go_on(folder, settings, **changes):
 
 
 # ----------------------------------------------------------------------------------- what is there
-def test_an_empty_folder_has_nothing_to_go_on_from(tmp_path):
+def test_a_run_goes_on_from_what_is_there_with_its_own_settings(tmp_path):
     assert open_folder(tmp_path, Settings()) == (None, None)
-
-
-def test_a_run_goes_on_with_its_own_settings(tmp_path):
     settings = put(tmp_path, "curriculum", 1, 2)
     state, warning = open_folder(tmp_path, unflat(settings))
     assert (state["stage"], state["epoch"], state["step"]) == ("curriculum", 1, 2)
@@ -74,11 +71,8 @@ OTHERS = {
 # Written out once more: the program's own list would grow with a mistake in it.
 WHERE_AND_HOW_LONG = {"device": "cuda:1", "workers": 0, "data_dir": "elsewhere", "rivals": 1}
 WHERE_AND_HOW_LONG |= {"stages": "finetune", "finetune_epochs": 9}
-WHERE_AND_HOW_LONG |= {
-    "pretrain_epochs": None,
-    "curriculum_epochs": None,
-}  # of stages that are over
-DECIDED = [name for name in OPTIONS if name not in WHERE_AND_HOW_LONG]
+OF_STAGES_THAT_ARE_OVER = {"pretrain_epochs", "curriculum_epochs"}
+DECIDED = OPTIONS.keys() - WHERE_AND_HOW_LONG.keys() - OF_STAGES_THAT_ARE_OVER
 
 
 def another(name, value):
@@ -91,7 +85,7 @@ def another(name, value):
     return value + 1 if isinstance(value, int) else 0.625
 
 
-@pytest.mark.parametrize("name", DECIDED)
+@pytest.mark.parametrize("name", sorted(DECIDED))
 def test_a_setting_that_changes_what_is_learned_is_refused(tmp_path, name):
     settings = put(tmp_path, "finetune", 1)
     before = contents(tmp_path)
@@ -106,25 +100,39 @@ def test_a_setting_that_changes_what_is_learned_is_refused(tmp_path, name):
 @pytest.mark.parametrize("name", WHERE_AND_HOW_LONG)
 def test_what_says_where_and_how_long_may_change(tmp_path, name):
     settings = put(tmp_path, "finetune", 1)
-    value = WHERE_AND_HOW_LONG[name] or settings[name]
-    assert go_on(tmp_path, settings, **{name: value})["stage"] == "finetune"
+    assert go_on(tmp_path, settings, **{name: WHERE_AND_HOW_LONG[name]})["stage"] == "finetune"
     assert flat(Settings()).keys() >= MAY_CHANGE
 
 
 # ------------------------------------------------------------------------------- stages and epochs
-@pytest.mark.parametrize("name", ["pretrain", "curriculum"])
-@pytest.mark.parametrize("more", [-1, 1])
-def test_another_number_of_epochs_of_a_stage_that_is_over_is_refused(tmp_path, name, more):
-    settings = put(tmp_path, "finetune", 1, curriculum_warm_epochs=0)
-    epochs = EPOCHS[name] + more
-    with pytest.raises(ValueError, match=f"--{name}-epochs {epochs} needs another --out"):
-        go_on(tmp_path, settings, **{f"{name}_epochs": epochs})
+ALLOWED = [  # (where the run stands: stage, epoch, step; what changes)
+    ("pretrain", 2, 0, {"stages": "curriculum"}),  # a stage that is over may be left
+    ("pretrain", 0, 2, {"pretrain_epochs": 1}),
+    ("pretrain", 1, 2, {"pretrain_epochs": 5}),
+]
+OVER = "has trained 2 epochs of {}; --.*-epochs . needs another --out"
+REFUSED = [  # and what is said
+    ("finetune", 1, 0, {"pretrain_epochs": 3}, OVER.format("pretrain")),
+    ("finetune", 1, 0, {"pretrain_epochs": 1}, OVER.format("pretrain")),
+    ("finetune", 1, 0, {"curriculum_epochs": 3}, OVER.format("curriculum")),
+    ("pretrain", 1, 2, {"pretrain_epochs": 1}, OVER.format("pretrain")),
+    ("pretrain", 0, 1, {"stages": "curriculum"}, "stopped in pretrain, epoch 1 of 2"),
+    ("pretrain", 1, 0, {"pretrain_epochs": 0}, "stopped in pretrain, epoch 2 of 2"),
+    ("pretrain", 1, 2, {"stages": "curriculum"}, "stopped in pretrain, epoch 2 of 2"),
+]
 
 
-def test_a_stage_that_comes_before_what_was_trained_cannot_be_added(tmp_path):
-    settings = put(tmp_path, "finetune", 1, trained=["pretrain"], stages="pretrain,finetune")
-    with pytest.raises(ValueError, match="has trained 0 epochs of curriculum"):
-        go_on(tmp_path, settings, stages=",".join(STAGES))
+@pytest.mark.parametrize(("stage", "epoch", "step", "changes"), ALLOWED)
+def test_what_is_to_come_may_change(tmp_path, stage, epoch, step, changes):
+    settings = put(tmp_path, stage, epoch, step)
+    assert go_on(tmp_path, settings, **changes)["stage"] == stage
+
+
+@pytest.mark.parametrize(("stage", "epoch", "step", "changes", "said"), REFUSED)
+def test_what_was_trained_may_not_change(tmp_path, stage, epoch, step, changes, said):
+    settings = put(tmp_path, stage, epoch, step)
+    with pytest.raises(ValueError, match=said):
+        go_on(tmp_path, settings, **changes)
 
 
 def test_stages_that_were_called_one_by_one_may_be_named_together(tmp_path):
@@ -132,30 +140,10 @@ def test_stages_that_were_called_one_by_one_may_be_named_together(tmp_path):
     assert go_on(tmp_path, settings, stages=",".join(STAGES))["epoch"] == 2
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 0), (1, 2)])
-@pytest.mark.parametrize("changes", [{"stages": "curriculum"}, {"pretrain_epochs": 0}], ids=str)
-def test_a_stage_is_not_left_in_its_middle(tmp_path, epoch, step, changes):
-    settings = put(tmp_path, "pretrain", epoch, step)
-    with pytest.raises(ValueError, match=f"stopped in pretrain, epoch {epoch + 1} of 2"):
-        go_on(tmp_path, settings, **changes)
-
-
-def test_a_stage_that_is_over_may_be_left(tmp_path):
-    settings = put(tmp_path, "pretrain", 2)
-    assert go_on(tmp_path, settings, stages="curriculum")["epoch"] == 2
-
-
-@pytest.mark.parametrize("step", [0, 2])
-def test_a_stage_is_not_shortened_below_what_was_trained(tmp_path, step):
-    settings = put(tmp_path, "pretrain", 2 - (step > 0), step)
-    with pytest.raises(ValueError, match="has trained 2 epochs of pretrain"):
-        go_on(tmp_path, settings, pretrain_epochs=1)
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 5])
-def test_a_stage_ends_after_the_epochs_that_are_asked_for_now(tmp_path, epochs):
-    settings = put(tmp_path, "pretrain", 1)
-    assert go_on(tmp_path, settings, pretrain_epochs=epochs)["epoch"] == 1
+def test_a_stage_that_comes_before_what_was_trained_cannot_be_added(tmp_path):
+    settings = put(tmp_path, "finetune", 1, trained=["pretrain"], stages="pretrain,finetune")
+    with pytest.raises(ValueError, match="has trained 0 epochs of curriculum"):
+        go_on(tmp_path, settings, stages=",".join(STAGES))
 
 
 # ------------------------------------------------------------------------------- made by others

@@ -25,9 +25,8 @@ STATIC = ("first", "distribute", "best static")
 def result(flops, *correct):
     """A `Result` with these mean FLOPs that is right on these images."""
     correct = torch.tensor(correct).bool()
-    return Result(
-        correct, torch.ones(len(correct), 3), torch.full(correct.shape, flops).double(), 100
-    )
+    u = torch.tensor([1.0, 0.0, 1.0]).expand(len(correct), 3)
+    return Result(correct, u, torch.full(correct.shape, flops).double(), 100)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +199,7 @@ def test_the_rivals_to_train_lie_on_both_sides_of_blockdrops_flops(measured, tmp
         model.policy.logit.weight.zero_()
         model.policy.logit.bias.copy_(9 * (torch.arange(6) >= 6 - kept) - 4.5)
     flops = run_policy(model, data.val, 9).flops_mean
-    low, high = static_rivals(model, data, tmp_path / "resnet.pt")
+    low, high, *heuristics = static_rivals(model, data, tmp_path / "resnet.pt")
     assert 1 <= low.count("1") == high.count("1") - 1
     costs = [cost.of(torch.tensor([float(kept) for kept in u])).item() for u in (low, high)]
     assert costs[0] <= flops or low.count("1") == 1
@@ -208,6 +207,8 @@ def test_the_rivals_to_train_lie_on_both_sides_of_blockdrops_flops(measured, tmp
     pretrained = copy.deepcopy(model)
     pretrained.resnet = other
     assert low == digits(best_static(pretrained, data, low.count("1")))
+    count = low.count("1")
+    assert heuristics == [f"{kind}:{count}" for kind in ("first", "random", "distribute")]
 
 
 # ------------------------------------------------------------------------------------------ dealt
@@ -287,6 +288,12 @@ def test_below_all_rivals_the_comparison_is_with_the_cheapest(flops, rival):
 @pytest.mark.parametrize("fair", [[], [CHEAP, DEAR]])
 def test_nothing_is_claimed_where_no_rival_costs_as_much(fair):
     assert worth_of_looking(result(70.0, 1, 1, 1, 1), fair) is None
+
+
+def test_above_the_full_network_trained_as_long_the_comparison_is_with_it():
+    full = result(40.0, 1, 1, 0, 1)
+    full.u = torch.ones(4, 3)
+    assert worth_of_looking(result(41.0, 1, 1, 1, 1), [CHEAP, full])[0] == 1 - full.accuracy
 
 
 def test_of_many_rivals_the_two_beside_blockdrop_count():
