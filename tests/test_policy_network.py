@@ -97,6 +97,12 @@ def test_gradients_flow_through_bounding_and_through_the_free_columns_of_forcing
     assert not force_on(bound(s.detach(), alpha), free).requires_grad
 
 
+@given(s_anywhere, alphas)
+def test_gradients_flow_through_bounding(s, alpha):
+    found = gradient(bound(s.requires_grad_(), alpha).sum(), s)
+    assert_same(found, torch.full_like(s, 2 * alpha - 1))
+
+
 # ------------------------------------------------------------------------------------- laws: sample
 @given(s_anywhere, seeds)
 def test_a_sample_is_float_0_or_1_without_gradient_and_the_same_for_the_same_seed(s, seed):

@@ -132,12 +132,6 @@ def test_data_whose_classes_are_not_those_of_the_checkpoint_is_refused(refused, 
     assert f"the data has {len(classes)} {list(classes)}" in said
 
 
-def test_a_corrupt_image_is_named(refused, tmp_path):
-    tree = write_tree(tmp_path / "images")
-    (tree / "train" / "bee" / "bad.png").write_bytes(b"\x89PNG not really")
-    assert "bad.png" in refused(tree, tmp_path / "run", *folder_flags(tree))
-
-
 REFUSED = {  # flags -> what is said of them
     "--image-size=9": "10 or more (--image-size)",
     "--family=imagenet --depth=18": "66 or more (--image-size)",

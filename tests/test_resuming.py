@@ -80,13 +80,12 @@ def test_a_run_may_have_a_thread_of_its_own(tmp_path):
     assert codes == [0]
 
 
-@pytest.mark.parametrize(("count", "place"), [(2, "epoch 1, step 2"), (5, "epoch 2, step 2")])
-def test_a_run_that_goes_on_says_from_where(tmp_path, capsys, count, place):
-    stop_after(count, tmp_path)
+def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
+    stop_after(5, tmp_path)
     assert load(tmp_path).resnet.num_blocks == 3
     capsys.readouterr()
     stop_after(1, tmp_path)
-    assert f"going on: pretrain, {place}" in capsys.readouterr().out
+    assert "going on: pretrain, epoch 2, step 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("later", "saved"), [(599, []), (601, [(0, 2), (1, 0)])])
@@ -253,18 +252,6 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(finished, tmp_path, c
 def test_a_row_that_cannot_be_printed_is_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(train.Log, "row", lambda *_: interrupt())
     assert (short_run(tmp_path), len(read(tmp_path)[0]["metrics"])) == (130, 1)
-
-
-def test_memory_that_does_not_suffice_is_one_line_and_the_last_checkpoint_stays(tmp_path, capsys):
-    def too_much(*_):
-        raise RuntimeError("can't allocate memory")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blockdrop_min.finetuning.finetune_step", too_much)
-        assert short_run(tmp_path) == 2
-    error = capsys.readouterr().err
-    assert (error.count("\n"), error.count("memory does not suffice")) == (1, 1)
-    assert short_run(tmp_path) == 0
 
 
 EXTREMES = [f"{stage}-lr=1000" for stage in ("pretrain", "curriculum", "finetune")]

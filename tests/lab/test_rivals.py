@@ -234,6 +234,25 @@ def test_the_dealt_policies_are_the_same_ones_on_the_test_set(measured, monkeypa
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
+def test_each_deal_is_a_random_permutation_that_follows_the_seed(monkeypatch):
+    own = every_policy(6)[:40].float()  # policy i is i in binary
+    ours = Result(torch.ones(40).bool(), own, torch.ones(40).double(), 100)
+    dealt = []
+
+    def run(model, part, crop, u=None, free=None, workers=0):
+        dealt.append((u.long() << torch.arange(6)).sum(1))
+        return ours
+
+    monkeypatch.setattr(rivals, "run_policy", run)
+    for seed in (1, 1, 2):
+        dealt_loss(None, small_data(40), ours, seed)
+    first, again, other = (torch.stack(dealt[i : i + 3]) for i in (0, 3, 6))
+    assert first.equal(again) and not first.equal(other)
+    for deal in (*first, *other):
+        assert deal.sort().values.equal(torch.arange(40))
+        assert len(((deal - torch.arange(40)) % 40).unique()) > 10, "a shift is no random deal"
+
+
 def test_the_loss_of_dealing_and_its_error_are_those_of_paired_differences(measured, monkeypatch):
     model, data, ours, _ = measured
     seen = passes(monkeypatch, data, lambda: dealt_loss(model, data, ours))
