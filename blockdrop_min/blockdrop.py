@@ -20,7 +20,7 @@ class BlockDrop(nn.Module):
     policy: a `PolicyNet` or a `FixedPolicy`.
     mean, std: of pixel values in [0, 1], per channel; images are normalised by them first. Without
         them images are taken as they are, for callers that normalise. They are in the state_dict;
-        one without them, of former times, loads, too, and leaves them as they are.
+        an older one without them loads, too, and leaves them as they are.
     Raises ValueError if the two networks disagree in K.
     """
 
@@ -57,6 +57,7 @@ class BlockDrop(nn.Module):
         """
         x = self.prepare(self.check(x).to(self.mean.device))
         u = greedy(self.policy(x))
+        # In training mode by the definition; the stages call the two networks themselves, sparsely.
         return self.resnet(x, u, execute="masked" if self.training else "sparse"), u
 
     def check(self, x):

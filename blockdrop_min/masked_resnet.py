@@ -1,13 +1,15 @@
 """ResNets whose residual blocks can be kept or dropped, image by image (paper, section 3.1).
 
-Read this file first. Block k of K computes y = relu(shortcut(x) + F(x)). A policy u in {0, 1}^K
-says which blocks run: u_k = 1 keeps block k, u_k = 0 drops it and passes shortcut(x) on, with no
-ReLU of its own. A ResNet-20 has K = 9 blocks: with two convolutions each, its first convolution and
-its classifier they make 20 layers. Names of modules are torchvision's.
+Read this file first; on a first reading only `run_masked`, the three plain lines in `run_sparse`
+and `MaskedResNet.forward`. Block k of K computes y = relu(shortcut(x) + F(x)). A policy u in
+{0, 1}^K says which blocks run: u_k = 1 keeps block k, u_k = 0 drops it: only shortcut(x) goes on,
+with no ReLU of its own. A ResNet-20 has K = 9 blocks: with two convolutions each, its first
+convolution and its classifier they make 20 layers. Names of modules are torchvision's.
 
-Words: the *policy network* sees an image and gives the *policy*, a distribution over vectors of K
-bits; such a vector, drawn or the most likely one, is called a policy, too, and written `u`; `keep`
-is u as bool, of all blocks or of one, and `kept` lists the images of a batch that keep one block.
+Words. A *policy* u is a vector of K bits; the *policy network* sees an image and gives the
+distribution of its policy, K probabilities s. `keep` is u as bool, `kept` the indices of the
+images of a batch that keep one block. A block is *free* if the policy decides on it, else *forced*
+on. In the *warm start* the policy network learns to classify; once *settled*, it learns no more.
 """
 
 import torch
@@ -21,7 +23,7 @@ WIDTHS = {"cifar": 16, "imagenet": 64}  # channels of the first segment; each fu
 
 
 def conv(in_channels, out_channels, size, stride=1):
-    """A convolution without bias that keeps the image size, but for its stride."""
+    """A convolution without bias; at stride 1 it keeps the size of the image."""
     return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
 
 
@@ -56,7 +58,7 @@ class BasicBlock(nn.Module):
         """The block on the images that keep it, its shortcut on the others. -> [B, C', H', W']
 
         x: [B, C, H, W].
-        keep: which images do: [B] bool runs masked, their indices [n] int64 sparsely; None: all do.
+        keep: [B] bool: run masked; the keeping images' indices [n] int64: sparsely; None: all keep.
         """
         if keep is None:
             return self.residual(x).add_(self.shortcut(x)).relu_()  # in place: F's result is new
@@ -94,7 +96,7 @@ class Bottleneck(BasicBlock):
 
 
 def run_masked(block, x, keep):
-    """The definition: every image runs the block, and what a dropped block gives is discarded.
+    """The definition: every image runs the block, and the output of a dropped block is discarded.
 
     y = relu(shortcut(x) + F(x)) where `keep`, shortcut(x) elsewhere. Nothing of a dropped block,
     inf and NaN included, reaches y. It may reach gradients (0 x inf is NaN); train sparsely.
@@ -121,7 +123,7 @@ def run_sparse(block, x, kept):
     #     y[kept] = part
     # The lines below do the same, faster: if no image keeps the block, or all do, none is moved;
     # viewed as [B, H, W, C], an image in channels_last is one run of memory, so that moving it is
-    # one copy; an identity is taken once.
+    # one copy; where the shortcut is x itself, its images are gathered once.
     shortcut = block.shortcut(x)
     if len(kept) == 0:
         return shortcut
@@ -265,13 +267,13 @@ class MaskedResNet(nn.Module):
 def being_recorded():
     """Whether PyTorch records a pass (torch.export, torch.jit.trace) to repeat it on other images.
 
-    Then no value may decide what runs: a pass is masked, and images and policies go unchecked.
+    Then the values of tensors must not decide what runs: a pass is masked, and nothing is checked.
     """
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def check_policy(u, num_images, num_blocks):
-    """The policy as [B, K] bool on the CPU, or ValueError. The one time a pass waits for a GPU."""
+    """The policy as [B, K] bool on the CPU, or ValueError. Here alone a pass waits for a GPU."""
     u = torch.as_tensor(u)
     if u.shape != (num_images, num_blocks)[-u.dim() :]:
         allowed = f"[{num_blocks}] or [{num_images}, {num_blocks}]"

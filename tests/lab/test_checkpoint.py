@@ -272,33 +272,17 @@ def test_the_demo_is_loaded_whatever_the_clock_says(monkeypatch, now):
     assert load("demo").resnet.num_blocks == 9
 
 
-@pytest.fixture
-def shop(tmp_path, monkeypatch):
-    """The folder of models that ship, which holds "toy", of 2 epochs; here is another folder."""
+def test_a_shipped_model_is_loaded_by_its_name_where_nothing_else_has_it(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
-    (tmp_path / "here").mkdir()
-    checkpoint.ship(saved(tmp_path, epoch=2), tmp_path / "models" / "toy.pt")
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    for name in ("toy", "folder"):
+        checkpoint.ship(saved(tmp_path, epoch=2), tmp_path / "models" / f"{name}.pt")
     monkeypatch.setattr(checkpoint, "MODELS", tmp_path / "models")
     monkeypatch.chdir(tmp_path / "here")
-    return tmp_path
-
-
-@pytest.mark.usefixtures("shop")
-def test_a_shipped_model_is_loaded_by_its_name():
     assert load("toy").classes == tuple("abcdefghij")
     assert read("toy")[0]["epoch"] == 2
-
-
-@pytest.mark.usefixtures("shop")
-@pytest.mark.parametrize("name", ["./toy", "models/toy", "toys", "toy.pt", "", "../here/toy"])
-def test_nothing_but_its_name_loads_a_shipped_model(name):
-    with pytest.raises(ValueError, match="does not exist"):
-        load(name)
-
-
-def test_a_folder_of_that_name_comes_before_the_shipped_model(shop):
-    (shop / "here" / "toy").mkdir()
-    with pytest.raises(ValueError, match=re.escape(f"toy/{NAME} does not exist")):
-        read("toy")
-    saved(shop / "here" / "toy", epoch=5)
-    assert read("toy")[0]["epoch"] == 5
+    for name in ("./toy", "models/toy", "toys", "toy.pt", "", "../here/toy", "folder"):
+        with pytest.raises(ValueError, match="does not exist"):
+            load(name)
+    saved(tmp_path / "here" / "folder", epoch=5)
+    assert read("folder")[0]["epoch"] == 5

@@ -130,9 +130,7 @@ def holder(tmp_path):
     wait(process)
 
 
-def test_a_folder_that_another_process_holds_is_refused_until_its_end(
-    tmp_path, holder, monkeypatch
-):
+def test_a_folder_that_another_process_holds_is_refused_to_its_end(tmp_path, holder, monkeypatch):
     before = there(tmp_path)
     message = refusal(tmp_path, lock_once, tmp_path)
     assert message.startswith(f"another run is writing to {tmp_path}; ")
