@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 import torchvision
 
-from .checkpoint import DAMAGED, NAME, PREVIOUS, read, using
+from .checkpoint import DAMAGED, NAME, PREVIOUS, read
+from .files import using
 from .process import rank
 from .settings import STAGES, flag, flat, unflat
 

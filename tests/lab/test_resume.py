@@ -147,7 +147,7 @@ def test_a_stage_that_comes_before_what_was_trained_cannot_be_added(tmp_path):
 
 
 # ------------------------------------------------------------------------------- made by others
-WRONG = {"metrics": 1, "step": None, "stage": "warm-up", "settings": {"preset": []}}
+WRONG = {"metrics": 1, "step": None, "stage": "warm-up", "settings": {"depth": []}}
 
 
 @pytest.mark.parametrize("name", WRONG)
