@@ -5,8 +5,8 @@ the stage's own file.
 """
 
 import argparse
-import os
 from dataclasses import dataclass, field, fields
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -59,7 +59,9 @@ class Settings:
     def __post_init__(self):
         values = flat(self)
         for name, (_, f) in OPTIONS.items():
-            check_range(flag(name), f, values[name])
+            value, low, high = values[name], f.metadata["low"], f.metadata["high"]
+            if low is not None and not low <= value <= high:
+                raise ValueError(f"--{flag(name)} is {value}; it must be between {low} and {high}")
         if self.stage_names != [name for name in STAGES if name in self.stage_names]:
             allowed = f"it must be all, or name some of {','.join(STAGES)}, in this order"
             raise ValueError(f"--stages is {self.stages!r}; {allowed}")
@@ -68,8 +70,7 @@ class Settings:
         self.fixed_policy(segments_of(self.depth, self.family))
         warm, epochs = self.curriculum.warm_epochs, self.curriculum.epochs
         if 0 < epochs <= warm:
-            allowed = f"it must be less than --curriculum-epochs, {epochs}"
-            raise ValueError(f"--curriculum-warm-epochs is {warm}; {allowed}")
+            raise ValueError(f"--curriculum-warm-epochs is {warm}; it must be less than {epochs}")
 
     @property
     def stage_names(self):
@@ -134,15 +135,6 @@ for f in fields(Settings):
         OPTIONS[f.name] = group, f
 
 
-def check_range(name, option, value):
-    """ValueError unless the value is one of the choices of a setting's field, or in its range."""
-    choices, low, high = (option.metadata[key] for key in ("choices", "low", "high"))
-    if choices and value not in choices:
-        raise ValueError(f"--{name} is {value[:40]!r}; choose from {', '.join(choices)}")
-    if low is not None and not low <= value <= high:
-        raise ValueError(f"--{name} is {value}; it must be between {low} and {high}")
-
-
 # What each preset changes of the defaults. `-paper` is the paper's and the authors' own recipe.
 PAPER = dict(
     policy_width=16, policy_half_size=False, pretrain_drop=0.0, curriculum_batch=2048,
@@ -189,14 +181,15 @@ def flag(name):
 def make_parser():
     """The parser of train.py: a flag for each setting, in groups."""
     parser = Parser(prog="train.py", description="Train BlockDrop.", allow_abbrev=False)
-    parser.add_argument("--out", help="the run's folder; default: runs/<preset>")
+    parser.add_argument("--out", type=expanduser, help="the run's folder; default: runs/<preset>")
     titles = dict.fromkeys(title for title, _ in OPTIONS.values())
     groups = {title: parser.add_argument_group(title) for title in titles}
     for name, (title, f) in OPTIONS.items():
         choices = list(PRESETS) if name == "preset" else f.metadata["choices"]
         text = ": ".join([f.metadata["help"], *([", ".join(choices)] if choices else [])])
         text = f"{text} (demo: {f.default})".replace("%", "%%")
-        how = {"type": f.type, "metavar": f.type.__name__.upper(), "choices": choices}
+        how = {"type": expanduser if f.type is str else f.type, "choices": choices}
+        how["metavar"] = f.type.__name__.upper()
         if f.type is bool:
             how = {"action": argparse.BooleanOptionalAction}
         groups[title].add_argument(f"--{flag(name)}", help=text, default=argparse.SUPPRESS, **how)
@@ -209,8 +202,6 @@ def parse(arguments=None):
     given = vars(parser.parse_args(arguments))
     out = given.pop("out")
     preset = given.pop("preset", "demo")
-    for name in {"data_dir", "resnet", "policy_start"} & given.keys():
-        given[name] = os.path.expanduser(given[name])
     try:
         standard = {"preset": preset} | PRESETS[preset]
         settings = unflat(standard | given)
@@ -218,4 +209,4 @@ def parse(arguments=None):
         parser.error(str(problem))
     standard = flat(unflat(standard))
     changed = {name: value for name, value in given.items() if standard[name] != value}
-    return settings, Path(out or f"runs/{preset}").expanduser(), changed
+    return settings, Path(out or f"runs/{preset}"), changed
