@@ -7,7 +7,6 @@ run in its folder: its `train_one_epoch` is the loop, so read that first.
 import json
 import math
 import os
-import shlex
 import sys
 import time
 from dataclasses import replace
@@ -215,10 +214,9 @@ def make_model(settings, data, state, out):
 
 def new_state(settings, data, device):
     """The state of a run that has not begun."""
-    able = process.has_bfloat16(device)
-    state = {"stage": next(iter(settings.plan)), "epoch": 0, "step": 0, "sums": {}}
-    state |= {"seconds": 0.0, "optimizer": None, "metrics": []}
-    state |= {"bfloat16": able if settings.amp == "auto" else settings.amp == "on"}
+    state = {"stage": next(iter(settings.plan)), "epoch": 0, "step": 0, "sums": {}, "seconds": 0.0}
+    state |= {"optimizer": None, "metrics": [], "bfloat16": settings.amp == "on"}
+    state["bfloat16"] |= settings.amp == "auto" and process.has_bfloat16(device)
     return state | {"classes": data.classes, "mean": data.mean, "std": data.std}
 
 
@@ -292,10 +290,7 @@ def main(arguments=None):
             run(settings, out, changed, device)
             first = process.rank() == 0
     except KeyboardInterrupt:
-        many = process.under_torchrun()
-        start = f"torchrun --nproc_per_node={os.environ['WORLD_SIZE']}" if many else "python"
-        command = f"{start} train.py {shlex.join(arguments or sys.argv[1:])}"
-        message = f"stopped; to go on from the last checkpoint, run again: {command}"
+        message = "stopped; the same command goes on from the last checkpoint"
         raise KeyboardInterrupt(message) from None
     options = {"data_dir": settings.data_dir, "device": settings.device}
     return report.main([str(out)], **options) if first else 0

@@ -201,7 +201,7 @@ def test_on_a_terminal_there_is_a_progress_bar_and_ctrl_c_stops_it(tmp_path, mon
     process = fork(act)
     shown = b""
     asked = False
-    while b"to go on" not in shown:
+    while b"goes on" not in shown:
         shown += os.read(ours, 4096)
         if b"3/9999" in shown and not asked:
             kill(signal.SIGINT, process)()
