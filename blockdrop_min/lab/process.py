@@ -83,10 +83,10 @@ def check_alike(*place):
     places = [None] * processes()
     if processes() > 1:
         dist.all_gather_object(places, place)
-        if any(other != places[0] for other in places):
-            differ = "; ".join(sorted({", ".join(map(str, other)) for other in places}))
-            advice = "give them all the same files and settings"
-            raise ValueError(f"the processes stand at different places ({differ}); {advice}")
+    if len(set(places)) > 1:
+        differ = "; ".join(sorted(", ".join(map(str, other)) for other in set(places)))
+        advice = "give them all the same files and settings"
+        raise ValueError(f"the processes stand at different places ({differ}); {advice}")
 
 
 @contextmanager

@@ -109,23 +109,19 @@ def trained_rivals(name, state, settings, data, device):
     They are the runs in its folders static-*. Those that do not compare are said and left out.
     """
     found = {}
+    end = "finetune", settings.finetune.epochs
     for folder in sorted(folder_of(name).glob("static-*")):
         try:
             theirs, its, model = open_run(folder, device)
             differ = [name for name in SHARED if getattr(its, name) != getattr(settings, name)]
             if differ or its.policy == "learned":
                 raise ValueError(f"it has another {', '.join(differ) or 'kind of policy'}")
-            if not is_finished(state, settings) or not is_finished(theirs, its):
+            if {(reached["stage"], reached["epoch"]) for reached in (state, theirs)} != {end}:
                 raise ValueError("finetuning has not come to its end in both")
             found[its.policy] = run_policy(model, data.test, data.crop, workers=settings.workers)
         except ValueError as problem:
             warn(f"{folder} is not compared: {problem}")
     return found
-
-
-def is_finished(state, settings):
-    """Whether a checkpoint is that of the end of finetuning."""
-    return (state["stage"], state["epoch"]) == ("finetune", settings.finetune.epochs)
 
 
 def numbers_of(test, results):
