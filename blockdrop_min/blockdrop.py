@@ -72,10 +72,9 @@ class BlockDrop(nn.Module):
             x = torch.as_tensor(x)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"images are of type {type(x).__name__}; {allowed}") from None
-        if x.dim() != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < least:
-            raise ValueError(f"images have shape {list(x.shape)}; {allowed}")
-        if x.dtype not in INTEGERS + FLOATS:
-            raise ValueError(f"images are {x.dtype}; {allowed}")
+        fits = x.dim() == 4 and x.shape[1] in (1, 3) and min(x.shape[2:]) >= least
+        if not fits or x.dtype not in INTEGERS + FLOATS:
+            raise ValueError(f"images are {x.dtype} {list(x.shape)}; {allowed}")
         high = 255 if x.dtype in INTEGERS else 1
         free = x.dtype in FLOATS and not (self.mean.any() or (self.std != 1).any())
         if not (being_recorded() or free or ((x >= 0) & (x <= high)).all()):

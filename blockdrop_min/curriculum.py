@@ -92,19 +92,13 @@ class Curriculum(Stage):
     """Stage 2 with its schedule: a warm start, then blocks come free and exploration fades."""
 
     lr: float = option(2e-3, "learning rate, at its peak (Adam)", 0, 1000)
-    gamma: float = option(
-        4.0, "penalty of a wrong prediction; smaller drops more (authors: 1)", 0, 1e6
-    )
+    gamma: float = option(4.0, "a wrong answer's penalty; smaller drops more (authors: 1)", 0, 1e6)
     beta: float = option(0.02, "weight of the entropy bonus (authors: 0.1)", 0, 1e6)
     alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
-    fade_by: float = option(
-        0.5, "fraction of the stage by which alpha is 1, beta 0; 0: never", 0, 1
-    )
+    fade_by: float = option(0.5, "fraction after which alpha is 1, beta 0; 0: never", 0, 1)
     classify: float = option(0.3, "weight of the warm start's loss after it (paper: 0)", 0, 1e6)
     warm_epochs: int = option(1, "first epochs, to learn to classify (paper: 0)", 0, 1_000_000)
-    free_by: float = option(
-        0.5, "fraction of the rest that frees all blocks; 0: one an epoch", 0, 1
-    )
+    free_by: float = option(0.5, "fraction of the rest that frees all; 0: one an epoch", 0, 1)
     learns = ("policy",)
 
     def free(self, epoch, num_blocks):

@@ -78,9 +78,7 @@ class Finetuning(Stage):
     """Stage 3 with its schedule: both networks learn, then the policy settles."""
 
     lr: float = option(1e-3, "learning rate, at its peak (Adam)", 0, 1000)
-    gamma: float = option(
-        5.0, "penalty of a wrong prediction; smaller drops more (authors: 10)", 0, 1e6
-    )
+    gamma: float = option(5.0, "a wrong answer's penalty; smaller drops more (authors: 10)", 0, 1e6)
     beta: float = option(0.05, "weight of the entropy bonus (authors: 0)", 0, 1e6)
     alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
     full_fraction: float = option(0.125, "of a batch also passes with all blocks (paper: 0)", 0, 1)

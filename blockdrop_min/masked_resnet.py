@@ -246,12 +246,11 @@ class MaskedResNet(nn.Module):
         """
         if execute not in ("masked", "sparse"):
             raise ValueError(f'execute is {execute!r}; it must be "masked" or "sparse"')
-        if u is None:
-            columns = [None] * self.num_blocks
-        elif execute == "masked" or being_recorded():
-            columns = check_policy(u, x.shape[0], self.num_blocks).to(x.device).unbind(1)
-        else:
-            columns = kept_images(check_policy(u, x.shape[0], self.num_blocks), x.device)
+        columns = [None] * self.num_blocks
+        if u is not None:
+            keep = check_policy(u, x.shape[0], self.num_blocks)
+            masked = execute == "masked" or being_recorded()
+            columns = keep.to(x.device).unbind(1) if masked else kept_images(keep, x.device)
         x = self.stem(x)
         overwrite = self.may_overwrite()
         for layer in self.layers:
@@ -313,9 +312,8 @@ def resnet(depth, num_classes=10, family="cifar", width=None):
     """
     segments = segments_of(depth, family)
     width = WIDTHS[family] if width is None else width
-    for name, value in (("num_classes", num_classes), ("width", width)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if num_classes < 1 or width < 1:
+        raise ValueError(f"num_classes is {num_classes}, width is {width}; both must be at least 1")
     block = Bottleneck if family == "imagenet" and depth >= 50 else BasicBlock
     widths = [width * 2**i for i in range(len(segments))]
     return MaskedResNet(block, segments, widths, num_classes, family)

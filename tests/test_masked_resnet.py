@@ -579,8 +579,11 @@ IMAGENET = "an ImageNet ResNet has one of 18, 34, 50, 101, 152 layers"
     [((depth,), f"depth is {depth}; {CIFAR}") for depth in (33, 2, 0, -4, 18)]
     + [((depth, 10, "imagenet"), f"depth is {depth}; {IMAGENET}") for depth in (20, 32, 102)]
     + [((20, 10, "mnist"), 'family is \'mnist\'; it must be "cifar" or "imagenet"')]
-    + [((8, classes), f"num_classes is {classes}; it must be at least 1") for classes in (0, -1)]
-    + [((8, 10, "cifar", 0), "width is 0; it must be at least 1")],
+    + [
+        ((8, classes), f"num_classes is {classes}, width is 16; both must be at least 1")
+        for classes in (0, -1)
+    ]
+    + [((8, 10, "cifar", 0), "num_classes is 10, width is 0; both must be at least 1")],
 )
 def test_a_network_that_does_not_exist_is_refused(given, expected):
     with pytest.raises(ValueError, match=expected):

@@ -141,10 +141,6 @@ def restore_optimizer(optimizer, state, path):
     with using(path):
         saved = state["optimizer"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
-        for parameter, moments in optimizer.state.items():
-            for name, tensor in moments.items():
-                if name != "step" and tensor.shape != parameter.shape:
-                    raise ValueError(f"the optimizer's {name} is {list(tensor.shape)}")
 
 
 def load(path, device="cpu"):

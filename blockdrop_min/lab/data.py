@@ -213,11 +213,10 @@ def folders(root, size):
     train = image_folder(root, ("train",), size)
     test = image_folder(root, ("test", "val"), size, train.classes)
     found = f"; test: {len(test.paths):,} images in {test.root.name}"
-    left_out = sorted(train.left_out) + sorted(test.left_out)
+    left_out = train.left_out + test.left_out
     if left_out:
-        names = [shown(Path(path).relative_to(root)) for path in left_out[:3]]
-        names = ", ".join(names + ["..."] * (len(left_out) > 3))
-        found += f"; left out: {len(left_out):,} that are no images ({names})"
+        example = shown(Path(left_out[0]).relative_to(root))
+        found += f"; left out: {len(left_out):,} that are no images, such as {example}"
     return *(Split(files, torch.tensor(files.labels)) for files in (train, test)), found
 
 

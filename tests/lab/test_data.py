@@ -285,21 +285,12 @@ def test_the_summary_says_how_many_images_of_how_many_classes_were_read(tmp_path
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
 def test_the_summary_names_what_was_left_out(tmp_path, name):
     write_tree(tmp_path)
-    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
     (tmp_path / "train" / "bee" / "no\ntes.txt").touch()
-    (tmp_path / "test" / "Thumbs.db").touch()
-    names = r"train/.ipynb_checkpoints, train/bee/no\ntes.txt, test/Thumbs.db"
+    for i in range(1233):
+        (tmp_path / "test" / f"{i}.txt").touch()
     summary = folder(tmp_path, name).summary
-    assert summary.endswith(f"; left out: 3 that are no images ({names})")
-
-
-def test_the_summary_counts_what_it_does_not_name(tmp_path):
-    write_tree(tmp_path)
-    for i in range(1234):
-        (tmp_path / "train" / "bee" / f"{i:04}.txt").touch()
-    names = ", ".join(f"train/bee/{i:04}.txt" for i in range(3))
-    expected = f"left out: 1,234 that are no images ({names}, ...)"
-    assert expected in folder(tmp_path).summary
+    expected = r"left out: 1,234 that are no images, such as train/bee/no\ntes.txt"
+    assert summary.endswith(f"; {expected}")
 
 
 # -------------------------------------------------------------------------------- what is no use
