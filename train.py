@@ -123,22 +123,22 @@ class Run:
         sums = image_sums(loss, logged, self.optimizer)
         norm = sums.pop("gradient norm")
         if not math.isfinite(norm) or not abs(sums["loss"]) < LARGEST_LOSS * sums["images"]:
-            problem = f"the loss or a gradient is not finite, or the loss above {LARGEST_LOSS:.0e}"
-            raise FloatingPointError(self.advise(problem))
+            self.give_up("the loss or a gradient")
         self.optimizer.step()
         for name, value in sums.items():
             self.state["sums"][name] = self.state["sums"].get(name, 0.0) + value
 
     def check_weights(self):
-        """FloatingPointError if a number that is to be saved is not finite."""
+        """Gives the run up if a number that is to be saved is not finite."""
         if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
-            raise FloatingPointError(self.advise("a weight is not finite after the last step"))
+            self.give_up("a weight")
 
-    def advise(self, problem):
-        """A line on a number that went out of the world."""
+    def give_up(self, what):
+        """Ends a run that has diverged, by a FloatingPointError."""
         stage, epoch, step = (self.state[name] for name in ("stage", "epoch", "step"))
-        place = f"{stage}, epoch {epoch + 1}, step {step}"
-        return f"{problem} in {place}; try a smaller --{stage}-lr, in another --out"
+        problem = f"{what} is not finite, or the loss above {LARGEST_LOSS:.0e},"
+        advice = f"try a smaller --{stage}-lr, in another --out"
+        raise FloatingPointError(f"{problem} in {stage}, epoch {epoch + 1}, step {step}; {advice}")
 
     def finish_epoch(self, stage):
         """Validates, adds the epoch's row to the metrics, moves on. Returns the row."""
@@ -180,15 +180,18 @@ class Run:
     def introduce(self, changed):
         """Prints what the run does, on what, and from where it goes on."""
         settings, state, say = self.settings, self.state, self.log.say
-        say(f"preset {settings.preset}, changed: {changed or 'nothing'}; seed {settings.seed}")
-        threads = f"{process.processes()} process(es), {torch.get_num_threads()} threads"
         device = self.data.train.labels.device
+        processes, threads = process.processes(), torch.get_num_threads()
         arithmetic = "bfloat16" if state["bfloat16"] else "float32"
-        say(f"folder {self.out}; {device}, {threads}, {arithmetic}; {versions()}")
+        batches = ", ".join(f"{name} {s.batch} x {s.epochs}" for name, s in settings.plan.items())
+        say(f"preset {settings.preset}, changed: {changed or 'nothing'}; seed {settings.seed}")
+        say(
+            f"folder {self.out}; {device}, {processes} process(es), {threads} threads, "
+            f"{arithmetic}; {versions()}"
+        )
+        say(f"{self.data.summary}; images a step x epochs: {batches}")
         if state["bfloat16"] and not process.has_bfloat16(device):
             say("this machine has no instructions for bfloat16: the run goes on in it, but slowly")
-        batches = ", ".join(f"{name} {s.batch} x {s.epochs}" for name, s in settings.plan.items())
-        say(f"{self.data.summary}; images a step x epochs: {batches}")
         if list(state["mean"]) != list(self.data.mean) or list(state["std"]) != list(self.data.std):
             say("the images have changed since the run began; it keeps its first mean and std")
         if state["metrics"] or state["step"]:
@@ -253,7 +256,10 @@ def check_data(settings, data, state, out):
 
 
 def run(settings, out, changed, device):
-    """A whole run in its folder, which this process has for itself, and the runs of its rivals."""
+    """A whole run in its folder, which this process has for itself, and the runs of its rivals.
+
+    changed: what differs from the preset; None: the run is a rival, introduced in one line.
+    """
     state, warning = open_folder(out, settings)
     with process.first_alone():
         sizes = settings.image_size, settings.train_images, settings.val_images
@@ -273,7 +279,10 @@ def run(settings, out, changed, device):
         if warning:
             log.say(warning)
         run_here = Run(settings, out, data, model, state, log)
-        run_here.introduce(changed)
+        if changed is None:
+            log.say(f"fair rival: policy {settings.policy} for all images, trained as long; {out}")
+        else:
+            run_here.introduce(changed)
         run_here.train()
     pretrained = str(out / "resnet.pt" if "pretrain" in settings.plan else settings.resnet)
     comparable = settings.policy == "learned" and "finetune" in settings.plan
@@ -281,10 +290,10 @@ def run(settings, out, changed, device):
         state["rivals"] = static_rivals(model, data, pretrained, settings.workers)
         run_here.save()
     rival = replace(settings, stages="finetune", resnet=pretrained, rivals=0)
-    for digits in state.get("rivals", [])[: settings.rivals]:
-        path = out / f"static-{digits}"  # an ordinary run, in a folder inside this one
+    for policy in state.get("rivals", [])[: settings.rivals]:
+        path = out / f"static-{policy.replace(':', '-')}"  # an ordinary run inside this one
         path.mkdir(exist_ok=True)
-        run(replace(rival, policy=digits), path, f"policy {digits}", device)
+        run(replace(rival, policy=policy), path, None, device)
 
 
 def main(arguments=None):

@@ -13,15 +13,10 @@ from .policy_gradient import entropy, policy_loss
 from .policy_network import PolicyNet, bound, force_on, greedy, policy_net, sample
 from .rewards import reward
 
-LAB = {  # imported where they are first asked for: the method needs nothing of lab/
-    "Cost": "cost",
-    "fast": "folding",
-    "load": "checkpoint",
-    "load_foreign": "weights",
-    "policy_cost": "cost",
-    "resnet_cost": "cost",
-    "static_policy": "heuristics",
-}
+LAB = {  # name -> module of lab/, imported when the name is first asked for
+    "load": "checkpoint", "Cost": "cost", "policy_cost": "cost", "resnet_cost": "cost",
+    "fast": "folding", "static_policy": "heuristics", "load_foreign": "weights",
+}  # fmt: skip
 
 
 def __getattr__(name):

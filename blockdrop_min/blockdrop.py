@@ -73,13 +73,11 @@ class BlockDrop(nn.Module):
             raise ValueError(f"images are of type {type(x).__name__}; {allowed}") from None
         if x.dim() != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < least:
             raise ValueError(f"images have shape {list(x.shape)}; {allowed}")
-        if x.dtype not in INTEGERS + FLOATS or x.layout != torch.strided:
-            raise ValueError(f"images are {x.dtype} ({x.layout}); {allowed}")
-        if x.dtype in INTEGERS:
-            known, high = x.dtype == torch.uint8, 255
-        else:
-            known, high = not (self.mean.any() or (self.std != 1).any()), 1
-        if not (being_recorded() or known or ((x >= 0) & (x <= high)).all()):
+        if x.dtype not in INTEGERS + FLOATS:
+            raise ValueError(f"images are {x.dtype}; {allowed}")
+        high = 255 if x.dtype in INTEGERS else 1
+        free = x.dtype in FLOATS and not (self.mean.any() or (self.std != 1).any())
+        if not (being_recorded() or free or ((x >= 0) & (x <= high)).all()):
             raise ValueError(f"images of {x.dtype} are out of range; {allowed}")
         x = x.to(torch.uint8) if x.dtype in INTEGERS else x
         return x.expand(-1, 3, -1, -1)

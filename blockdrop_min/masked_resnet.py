@@ -14,14 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Depth -> blocks per segment.
-IMAGENET_SEGMENTS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
+IMAGENET_SEGMENTS = {  # depth -> blocks per segment
+    18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
+}  # fmt: skip
+WIDTHS = {"cifar": 16, "imagenet": 64}  # channels of the first segment; each further one has twice
 
 
 def conv(in_channels, out_channels, size, stride=1):
@@ -56,18 +52,15 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = downsample
 
-    def forward(self, x, keep=None, overwrite=False):
+    def forward(self, x, keep=None):
         """The block on the images that keep it, its shortcut on the others. -> [B, C', H', W']
 
         x: [B, C, H, W].
         keep: which images do: [B] bool runs masked, their indices [n] int64 sparsely; None: all do.
-        overwrite: whether x may be overwritten.
         """
         if keep is None:
             return self.residual(x).add_(self.shortcut(x)).relu_()  # in place: F's result is new
-        if keep.dtype == torch.bool:
-            return run_masked(self, x, keep)
-        return run_sparse(self, x, keep, overwrite)
+        return (run_masked if keep.dtype == torch.bool else run_sparse)(self, x, keep)
 
     def residual(self, x):
         """F(x): [B, C, H, W] -> [B, C', H', W'], a new tensor."""
@@ -115,12 +108,11 @@ def run_masked(block, x, keep):
     return torch.where(keep[:, None, None, None], out, shortcut)
 
 
-def run_sparse(block, x, kept, overwrite=False):
+def run_sparse(block, x, kept):
     """The same function, but F runs on the images that keep the block and on no others.
 
-    x: [B, C, H, W].
+    x: [B, C, H, W]; stays as it is.
     kept: [n] int64, the indices of the images that keep the block, on x's device.
-    overwrite: whether y may be written into x, which saves a copy. No gradient is recorded then.
     Returns y: [B, C', H', W'].
     """
     # In three plain lines, index, run, put back:
@@ -128,29 +120,22 @@ def run_sparse(block, x, kept, overwrite=False):
     #     part = F.relu(y[kept] + block.residual(x[kept]))
     #     y[kept] = part
     # The lines below do the same, faster: if no image keeps the block, or all do, none is moved;
-    # an image that is moved is one copy of memory (`take`, `put`); an identity is taken once.
+    # viewed as [B, H, W, C], an image in channels_last is one run of memory, so that moving it is
+    # one copy; an identity is taken once.
     shortcut = block.shortcut(x)
     if len(kept) == 0:
         return shortcut
     if len(kept) == len(x):
         return block.residual(x).add_(shortcut).relu_()
-    part = take(x, kept)
-    part_shortcut = part if shortcut is x else take(shortcut, kept)
-    part = block.residual(part).add_(part_shortcut).relu_()
-    return put(shortcut, kept, part, overwrite)
+    part = rows(x).index_select(0, kept).permute(0, 3, 1, 2)
+    old = part if shortcut is x else rows(shortcut).index_select(0, kept).permute(0, 3, 1, 2)
+    part = block.residual(part).add_(old).relu_()
+    return rows(shortcut).index_copy(0, kept, rows(part)).permute(0, 3, 1, 2)
 
 
-# Viewed as [B, H, W, C], an image in channels_last is one run of memory: moving it is one copy.
-def take(x, index):
-    """The images at `index`. [B, C, H, W] -> [len(index), C, H, W]"""
-    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
-
-
-def put(x, index, images, overwrite):
-    """x [B, C, H, W] with `images` in the places `index`, written into x or into a copy."""
-    rows = x.permute(0, 2, 3, 1)
-    copy = rows.index_copy_ if overwrite else rows.index_copy
-    return copy(0, index, images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+def rows(x):
+    """[B, C, H, W] viewed as [B, H, W, C]."""
+    return x.permute(0, 2, 3, 1)
 
 
 def kept_images(keep, device):
@@ -168,14 +153,13 @@ def kept_images(keep, device):
 class Layer(nn.Sequential):
     """A segment: blocks in a row."""
 
-    def forward(self, x, keep=None, overwrite=False):
-        """Runs its blocks. [B, C, H, W] -> [B, C', H', W']
+    def forward(self, x, keep=None):
+        """[B, C, H, W] -> [B, C', H', W']
 
         keep: for each block which images keep it, as the block takes it; None: all keep all.
-        overwrite: whether x may be overwritten.
         """
         for block, column in zip(self, keep or [None] * len(self), strict=True):
-            x = block(x, column, overwrite)
+            x = block(x, column)
         return x
 
 
@@ -261,32 +245,22 @@ class MaskedResNet(nn.Module):
         else:
             columns = kept_images(check_policy(u, x.shape[0], self.num_blocks), x.device)
         x = self.stem(x)
-        overwrite = self.may_overwrite()
         for layer in self.layers:
-            x = layer(x, columns[: len(layer)], overwrite)
+            x = layer(x, columns[: len(layer)])
             columns = columns[len(layer) :]
         return self.head(x)
 
     def run(self, x, keep, first=0):
         """Runs the n blocks from `first` on, sparsely.
 
-        x: [B, C, H, W], the input of block `first`; may be overwritten if no gradient is wanted.
+        x: [B, C, H, W], the input of block `first`.
         keep: [B, n] bool, on the CPU.
         Returns the output of block first + n - 1.
         """
         blocks = self.blocks[first : first + keep.shape[1]]
-        overwrite = self.may_overwrite()
         for block, kept in zip(blocks, kept_images(keep, x.device), strict=True):
-            x = block(x, kept, overwrite)
+            x = block(x, kept)
         return x
-
-    def may_overwrite(self):
-        """Whether blocks may overwrite their inputs: no gradient needs them, no hook holds them."""
-        blocks = self.blocks
-        shortcuts = [block.downsample for block in blocks if block.downsample is not None]
-        modules = [self.maxpool, *self.layers, *blocks, *shortcuts]
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-        return not (hooked or torch.is_grad_enabled())
 
 
 def being_recorded():
@@ -320,8 +294,7 @@ def resnet(depth, num_classes=10, family="cifar", width=None):
     Raises ValueError on any other depth, family, width or number of classes.
     """
     segments = segments_of(depth, family)
-    if width is None:
-        width = 16 if family == "cifar" else 64
+    width = WIDTHS[family] if width is None else width
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -336,7 +309,7 @@ def segments_of(depth, family):
         return (depth // 6,) * 3
     if family == "imagenet" and depth in IMAGENET_SEGMENTS:
         return IMAGENET_SEGMENTS[depth]
-    if family not in ("cifar", "imagenet"):
+    if family not in WIDTHS:
         raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')
     allowed = "a CIFAR ResNet has 6n + 2 layers: 8, 14, 20, 26, 32, ..., 110, ..."
     if family == "imagenet":

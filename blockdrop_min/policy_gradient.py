@@ -4,29 +4,29 @@ Read after rewards.py. tests/test_policy_gradient.py proves the loss right where
 can be summed.
 
 *Why no gradient flows through u.* A prediction depends on s through the bits of u alone. A small
-step of s changes no bit, so no prediction, and no reward R(u): the derivative is 0. What changes is
+step of s changes no bit, so no prediction and no reward R(u): the derivative is 0. What changes is
 how often each u is drawn, pi(u), and with it the expected reward J:
 
     J      = sum_u pi(u) R(u)                      over all 2^K policies
     grad J = sum_u R(u) grad pi(u)                 s is not in R(u)
            = sum_u pi(u) R(u) grad log pi(u)       since grad log pi = grad pi / pi
-           = E[ R(u) grad log pi(u) ]              a mean over samples estimates it
+           = E[ R(u) grad log pi(u) ]              samples estimate it
            = E[ R(u) sum_k grad log pi_k(u_k) ]    each block is drawn on its own
 
 *Why a baseline b.* If b does not depend on the sample, E[ b grad log pi(u) ] = b sum_u grad pi(u)
 = b grad 1 = 0: R - b has the mean gradient of R. Where b is near R, samples are less noisy.
 
-*Why b = R(u_greedy).* The greedy policy is what will be used: a sample becomes more likely if it
-beats that, less likely if it does worse, and no second network has to learn b. The better the
-policy, the fewer samples beat it, so a good policy's A = R(u) - R(u_greedy) is negative on average,
+*Why b = R(u_greedy).* The greedy policy is what will be used: a sample that beats it becomes more
+likely, one that does worse less likely, and no second network has to learn b. The better the
+policy, the fewer samples beat it: a good policy's A = R(u) - R(u_greedy) is negative on average,
 and 0 once samples no longer differ from it.
 
 *Why s is bounded.* At s near 0 or 1 the other bit is never drawn, and nobody finds out that it
 would earn more. Bounded by alpha = 0.8, it is drawn at least one time in five.
 
 *What gamma prices.* A right prediction earns 0 with 9 of 9 blocks and 1 - (7/9)^2 = 0.40 with 7; a
-wrong one earns -gamma. Two blocks less pay as long as at most 0.40 / (0.40 + gamma) of predictions
-turn wrong: 16.5 % at gamma = 2, 3.8 % at gamma = 10.
+wrong one earns -gamma. Two blocks less pay if at most 0.40 / (0.40 + gamma) of predictions turn
+wrong: 16.5 % at gamma = 2, 3.8 % at gamma = 10.
 """
 
 import torch

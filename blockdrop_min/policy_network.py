@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .masked_resnet import BasicBlock, MaskedResNet
+from .masked_resnet import WIDTHS, BasicBlock, MaskedResNet
 
 
 class PolicyNet(nn.Module):
@@ -65,12 +65,10 @@ def policy_net(num_blocks, family="cifar", width=None, half_size=None, num_class
     num_classes: of a classifier for the warm start; None: no classifier.
     Raises ValueError on another family, and if num_blocks or width is below 1.
     """
-    if family not in ("cifar", "imagenet"):
+    if family not in WIDTHS:
         raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')
-    if width is None:
-        width = 16 if family == "cifar" else 64
-    if half_size is None:
-        half_size = family == "imagenet"
+    width = WIDTHS[family] if width is None else width
+    half_size = family == "imagenet" if half_size is None else half_size
     if num_blocks < 1 or width < 1:
         raise ValueError(f"num_blocks is {num_blocks}, width is {width}; both must be at least 1")
     return PolicyNet(num_blocks, family, width, half_size, num_classes)

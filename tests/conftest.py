@@ -26,5 +26,5 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, help="kill runs so often for each seed in test_stress.py")
-    parser.addoption("--speed", action="store_true", help="measure training steps in test_speed.py")
+    parser.addoption("--speed", action="store_true", help="measure steps in test_authors.py")
     parser.addoption("--seeds", type=int, default=1, help="seeds of test_stress.py")

@@ -5,6 +5,7 @@ What is not free is forced on and learns nothing.
 
 import copy
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -83,6 +84,14 @@ def test_without_a_length_the_last_t_plus_1_blocks_are_free(epoch, K):
 def test_a_curriculum_of_K_epochs_is_the_papers(K):
     for epoch in range(K + 1):
         assert_equal(free_blocks(epoch, K, epochs=K), free_blocks(epoch, K))
+
+
+@given(st.integers(1, 54))
+def test_the_blocks_of_a_deep_network_are_counted_in_whole_numbers(epochs):
+    # 54 * (25 / 26) is more than 54 * 25 / 26 in floating point, or less
+    for epoch in range(epochs):
+        count = math.ceil(Fraction(54 * (epoch + 1), epochs))
+        assert int(free_blocks(epoch, 54, epochs).sum()) == count
 
 
 # -------------------------------------------------------------------------------- free_blocks, laws

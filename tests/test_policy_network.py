@@ -97,6 +97,12 @@ def test_gradients_flow_through_bounding_and_through_the_free_columns_of_forcing
     assert not force_on(bound(s.detach(), alpha), free).requires_grad
 
 
+@given(s_anywhere, alphas)
+def test_gradients_flow_through_bounding(s, alpha):
+    found = gradient(bound(s.requires_grad_(), alpha).sum(), s)
+    assert_same(found, torch.full_like(s, 2 * alpha - 1))
+
+
 # ------------------------------------------------------------------------------------- laws: sample
 @given(s_anywhere, seeds)
 def test_a_sample_is_float_0_or_1_without_gradient_and_the_same_for_the_same_seed(s, seed):
@@ -264,11 +270,6 @@ def test_a_logit_is_converted_to_float32_or_better_before_its_sigmoid(dtype):
 
 
 # -------------------------------------------------------------------------------------------- edges
-@given(s_anywhere)
-def test_the_lowest_alpha_leaves_next_to_nothing_but_coins(s):
-    assert_same(bound(s, math.nextafter(0.5, 1)), torch.full_like(s, 0.5), 1e-15)
-
-
 @pytest.mark.parametrize("alpha", [0.5, 0.3, 0, -1, 1.0001, float("nan")])
 def test_alpha_outside_its_range_is_refused(alpha):
     with pytest.raises(ValueError, match=rf"alpha is {alpha}; it must lie in \(0.5, 1\]"):

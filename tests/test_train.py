@@ -351,6 +351,14 @@ def test_the_rivals_are_runs_of_one_policy_each_from_the_same_pretrained_resnet(
     assert blocks[1] - blocks[0] == 1
 
 
+def test_the_papers_heuristics_are_trained_as_long_where_five_rivals_are_asked_for(tmp_path):
+    assert short_run(tmp_path, "--rivals=5") == 0
+    policies = [read(path)[0]["settings"]["policy"] for path in sorted(tmp_path.glob("static-*"))]
+    kinds = sorted(policy.partition(":")[0] for policy in policies)
+    assert kinds[2:] == ["distribute", "first", "random"]
+    assert all(kind.isdigit() for kind in kinds[:2])
+
+
 def test_a_run_and_its_rivals_go_on_where_they_stopped(tmp_path):
     assert short_run(tmp_path, "--rivals=1") == 0
     (rival,) = tmp_path.glob("static-*")

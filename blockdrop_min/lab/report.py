@@ -33,6 +33,9 @@ FAIR = "trained static"  # the fair rival nearest in FLOPs; others have a number
 NAMES = {  # of the rows in tables and pictures
     "full": "full network",
     "blockdrop": "BlockDrop",
+    "trained first": "FirstK, trained as long",
+    "trained random": "RandomK, trained as long",
+    "trained distribute": "DistributeK, trained as long",
     "first": "FirstK, untrained",
     "random": "RandomK, untrained",
     "distribute": "DistributeK, untrained",
@@ -83,26 +86,29 @@ def measure(name, device, data_dir=None, enumerated=False):
     if state["stage"] != "pretrain":
         results["blockdrop"] = run()
         learned = results["blockdrop"] if settings.policy == "learned" else None
-    if learned:
-        fair = trained_rivals(name, state, settings, data, device)
-        numbers["worth_of_looking"] = worth_of_looking(learned, fair)
-        fair.sort(key=lambda rival: abs(rival.flops_mean - learned.flops_mean))
-        results |= {f"{FAIR} {i}" if i else FAIR: rival for i, rival in enumerate(fair)}
-        results |= measure_rivals(model, data, learned, seed, workers)
-        numbers["dealt_loss"] = dealt_loss(model, data, learned, seed, workers)
     if enumerated:
         finetuned = state["stage"] == "finetune"
         gamma = settings.finetune.gamma if finetuned else settings.curriculum.gamma
         numbers["enumeration"] = enumerate_policies(model, data, gamma, learned, workers)
+    if learned:
+        rivals = trained_rivals(name, state, settings, data, device)
+        fair = [rival for policy, rival in rivals.items() if policy.isdigit()]
+        numbers["worth_of_looking"] = worth_of_looking(learned, fair)
+        fair.sort(key=lambda rival: abs(rival.flops_mean - learned.flops_mean))
+        results |= {f"{FAIR} {i}" if i else FAIR: rival for i, rival in enumerate(fair)}
+        kinds = {f"trained {kind.partition(':')[0]}": rival for kind, rival in rivals.items()}
+        results |= {name: rival for name, rival in kinds.items() if name in NAMES}
+        results |= measure_rivals(model, data, learned, seed, workers)
+        numbers["dealt_loss"] = dealt_loss(model, data, learned, seed, workers)
     return Run(name, settings, data, results, numbers | numbers_of(data.test, results))
 
 
 def trained_rivals(name, state, settings, data, device):
-    """A run's fair rivals, as `Result`s: one policy for all images each, trained as long.
+    """A run's fair rivals, one policy for all images each, trained as long: it -> `Result`.
 
     They are the runs in its folders static-*. Those that do not compare are said and left out.
     """
-    found = []
+    found = {}
     for folder in sorted(folder_of(name).glob("static-*")):
         try:
             theirs, its, model = open_run(folder, device)
@@ -111,7 +117,8 @@ def trained_rivals(name, state, settings, data, device):
                 raise ValueError(f"it has another {', '.join(differ) or 'kind of policy'}")
             if not is_finished(state, settings) or not is_finished(theirs, its):
                 raise ValueError("finetuning has not come to its end in both")
-            found.append(run_policy(model, data.test, data.crop, workers=settings.workers))
+            result = run_policy(model, data.test, data.crop, workers=settings.workers)
+            found[its.policy] = result
         except ValueError as problem:
             warn(f"{folder} is not compared: {problem}")
     return found
@@ -347,7 +354,7 @@ def answer(name, files, device="auto"):
     for path in paths:
         try:
             image = load_image(path, size, short_side)
-        except ValueError as problem:
+        except (ValueError, OSError) as problem:
             warn(problem)
             code = 2
             continue

@@ -1,6 +1,6 @@
 """The rivals that BlockDrop has to beat, and what looking at the image is worth beside them."""
 
-import copy
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -9,8 +9,8 @@ from .cost import resnet_cost
 from .data import seeded
 from .enumeration import all_policies, count
 from .evaluation import Result, digits, mean_and_error, run_policy
-from .files import read_file
 from .heuristics import static_policy
+from .weights import load_foreign
 
 DRAWS = 3  # what is random is averaged over this many draws
 COUNTED = 9  # blocks, at most, with which the best static policy is counted,
@@ -94,20 +94,21 @@ def static_rivals(model, data, resnet, workers=0):
 
     model: the `BlockDrop` that was trained.
     resnet: the file of the pretrained ResNet.
-    Returns two policies, each K digits 0 or 1.
+    Returns these two, as K digits 0 or 1, and the paper's heuristics of k blocks: "first:3", ...
     """
     ours = run_policy(model, data.val, data.crop, workers=workers)
     cost = resnet_cost(model.resnet, data.crop)
     K = model.resnet.num_blocks
-    pretrained = copy.deepcopy(model)
-    pretrained.resnet.load_state_dict(read_file(resnet))
+    pretrained = deepcopy(model)
+    load_foreign(pretrained.resnet, resnet)
     keep = int((ours.flops_mean - cost.fixed) / max(cost.blocks))  # or more: blocks differ in cost
-    high = best_static(pretrained, data, min(max(keep, 1), K - 1), workers=workers)
-    low = high
-    while low is high or (cost.of(high) < ours.flops_mean and high.sum() < K):
-        low = high
-        high = best_static(pretrained, data, int(low.sum()) + 1, workers=workers)
-    return [digits(low), digits(high)]
+    keep = min(max(keep, 1), K - 1)
+    found = [best_static(pretrained, data, keep, workers=workers)]
+    while len(found) < 2 or (cost.of(found[-1]) < ours.flops_mean and keep < K):
+        keep += 1
+        found.append(best_static(pretrained, data, keep, workers=workers))
+    heuristics = [f"{kind}:{keep - 1}" for kind in ("first", "random", "distribute")]
+    return [digits(u) for u in found[-2:]] + heuristics
 
 
 def dealt_loss(model, data, ours, seed=0, workers=0):
@@ -134,14 +135,14 @@ def worth_of_looking(ours, rivals):
     ours: the `Result` of BlockDrop on the test set, its policy network paid for.
     rivals: those of policies for all images, trained as long, on the same images.
     Returns the paired difference, a mean over images, and its standard error; None if no rival
-    costs as much as BlockDrop.
+    costs as much as BlockDrop, and one could.
     """
     rivals = sorted(rivals, key=lambda rival: rival.flops_mean)
     below = [rival for rival in rivals if rival.flops_mean <= ours.flops_mean][-1:]
     above = [rival for rival in rivals if rival.flops_mean >= ours.flops_mean][:1]
-    if not above:
+    if not above and not (below and below[0].u.all()):
         return None
-    low, high = (below or above)[0], above[0]
+    low, high = (below or above)[0], (above or below)[0]
     span = high.flops_mean - low.flops_mean
     share = (ours.flops_mean - low.flops_mean) / span if span else 0.0
     line = torch.lerp(low.correct.double(), high.correct.double(), share)

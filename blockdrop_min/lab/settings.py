@@ -35,7 +35,9 @@ class Settings:
     amp: str = option("auto", "bfloat16 where the machine is made for it", choices=ARITHMETIC)
     deterministic: bool = option(False, "repeat bit for bit on a GPU, too; slower")
     workers: int = option(4, "processes that read images (imagenet)", 0, 256)
-    rivals: int = option(2, "fixed policies to train as long, for a fair comparison", 0, 2)
+    rivals: int = option(
+        2, "fixed policies to train as long, for a fair table; 5: FirstK, ...", 0, 5
+    )
     # Data
     data: str = option("shapes", "data set", choices=DATA)
     data_dir: str = option("data", "folder with the files of cifar10, cifar100, folder or imagenet")

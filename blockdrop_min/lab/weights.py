@@ -23,7 +23,7 @@ def translate(state, what, is_agent):
     for name, tensor in state.items():
         # Ours are torchvision's. The authors' segments count from 0.
         name = str(name).removeprefix("module.")
-        name = re.sub(r"\bblocks\.(\d+)\.(?=\d+\.)", lambda m: f"layer{int(m[1]) + 1}.", name)
+        name = re.sub(r"\bblocks\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.", name)
         name = re.sub(r"\bds\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.0.downsample.", name)
         if name in translated:
             raise ValueError(f"{what}: {shown(name)!r} is there twice, under two names")
@@ -35,12 +35,11 @@ def translate(state, what, is_agent):
 def fitted(tensor, own, what, low=-torch.inf):
     """A tensor of a file as one like `own`: its shape and type, and finite numbers from `low` on.
 
-    Raises ValueError, which names `what`, if it is not dense (sparse, meta, expanded, ...), of
+    Raises ValueError, which names `what`, if it is not dense (sparse, meta, ...), of
     another shape, or of numbers of another kind.
     """
     dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
-    dense = dense and not (tensor.is_nested or tensor.is_meta)
-    if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():  # the last: expanded
+    if not dense or tensor.is_nested or tensor.is_meta:
         raise ValueError(f"{what} is no dense tensor")
     alike = tensor.dtype == own.dtype or {tensor.dtype, own.dtype} <= FLOATS
     if not alike or tensor.shape != own.shape:

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from classroom import NotGraded, grade, make, named
+from classroom import NotGraded, grade, make
 
 
 def main():
@@ -15,7 +15,7 @@ def main():
     made.add_argument("out", metavar="OUT", type=Path)
     made.set_defaults(run=make)
     graded = commands.add_parser("grade", help="grade students' folders or zips")
-    graded.add_argument("submissions", nargs="+", metavar="SUBMISSION")
+    graded.add_argument("submissions", nargs="+", metavar="SUBMISSION", type=Path)
     graded.set_defaults(run=grade)
     text = "Gradescope's file; of several submissions a folder for these"
     graded.add_argument("--json", type=Path, metavar="PATH", dest="json_path", help=text)
@@ -26,8 +26,6 @@ def main():
         command.add_argument("--tasks", type=int, nargs="+", default=(), help="these only")
         command.add_argument("--secret", type=int, help="seed of the examples, one a term")
     asked = vars(parser.parse_args())
-    if "submissions" in asked:
-        asked["submissions"] = named(asked["submissions"])
     asked |= {name: path.absolute() for name, path in asked.items() if isinstance(path, Path)}
     try:
         return asked.pop("run")(**asked)

@@ -15,7 +15,6 @@ import os
 import re
 import signal
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -93,6 +92,7 @@ def child(work, seconds, closed, sending):
     for what, most in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))  # it is told, then killed
+    signal.alarm(PATIENCE)
     sending.send_bytes(json.dumps(work()).encode())
     os._exit(0)
 
@@ -113,30 +113,24 @@ def apart(jobs, at_once=1):
             process = context.Process(target=child, args=(*given, theirs))
             process.start()
             theirs.close()
-            running[ours] = key, process, time.monotonic() + PATIENCE
+            running[ours] = key, process
         if not running:
             return
-        ready = multiprocessing.connection.wait(running, timeout=5)
-        for ours, (key, process, end) in list(running.items()):
-            if ours not in ready and time.monotonic() > end:
-                process.kill()
-            elif ours not in ready:
-                continue
-            del running[ours]
-            yield key, *result(process, ours)
+        for ours in multiprocessing.connection.wait(running):
+            key, process = running.pop(ours)
+            yield key, *ended(process, ours)
 
 
-def result(process, connection):
+def ended(process, connection):
     """What a process that ends has sent, or None; and why it did not, or ""."""
     try:
         return json.loads(connection.recv_bytes()), ""
-    except (EOFError, OSError):
+    except EOFError:
         process.join()
-    if process.exitcode == -signal.SIGXCPU:
-        return None, "ended early: an endless loop, or far too slow"
-    if process.exitcode == -signal.SIGKILL:  # by somebody else, or out of patience or memory
+    if process.exitcode in (-signal.SIGALRM, -signal.SIGKILL):  # patience, or memory, is at an end
         return None, f"{AGAIN}: it was ended, or waited too long"
-    return None, f"ended early: a crash (exit code {process.exitcode})"
+    slow = process.exitcode == -signal.SIGXCPU
+    return None, f"ended early: {'an endless loop, or far too slow' if slow else 'a crash'}"
 
 
 def sentence(law):
@@ -187,15 +181,9 @@ def changes(around):
 
 def cause(law, text):
     """Why a law does not hold: what it waits for, or where in the student's code; or its name."""
-    waits = re.search(r"NotImplementedError: (task \d+)", text)
-    where = re.findall(r"^((?:blockdrop_min|answers)\S+:\d+): ", text, re.MULTILINE)
-    if waits:
-        return f"waits for {waits[1]}"
-    return "\n".join(
-        where[-1:] + re.findall(r"^E +(.*\S)", text, re.MULTILINE)[:1]
-        if where
-        else [law.split("[")[0]]
-    )
+    waits = re.findall(r"NotImplementedError: (task \d+)", text)
+    where = re.findall(r"^((?:blockdrop_min|answers)\S+:\d+: .*)", text, re.MULTILINE)
+    return f"waits for {waits[0]}" if waits else where[-1] if where else law.split("[")[0]
 
 
 def report(task, laws, text):
@@ -207,7 +195,7 @@ def report(task, laws, text):
     )
     print(f"       {why if waits else 'look at: ' + hint(task, laws[0])}")
     errors = re.findall(r"^E +(.*\S)", text, re.MULTILINE)[:8]
-    for line in () if waits else (laws[0].split("[")[0], *why.split("\n")[:-1], *errors):
+    for line in () if waits else dict.fromkeys((laws[0].split("[")[0], why, *errors)):
         print(f"         {line[:110]}")
 
 

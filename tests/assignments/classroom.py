@@ -226,16 +226,6 @@ def make(out, tasks=(), secret=None, say=print):
 
 
 # -------------------------------------------------------------------------------------------- grade
-def named(paths):
-    """{name: path} of submissions: the last part of each path, or all of it if that is no name."""
-    paths = [Path(path).resolve() for path in paths]
-    short = [path.name.removesuffix(".zip") for path in paths]
-    longer = [str(path).strip("/").replace("/", "_") for path in paths]
-    return {
-        a if short.count(a) == 1 else b: p for a, b, p in zip(short, longer, paths, strict=True)
-    }
-
-
 def taken(path):
     """{file: bytes} of all that is graded in a submission, a folder or a zip.
 
@@ -261,7 +251,7 @@ def taken(path):
     return {file: data for file, data in found.items() if len(data) <= most[file]}
 
 
-def attempt(laws, trees, task, files, wanted):
+def attempt(laws, trees, task, files):
     """Runs laws on a submission in this process: (why it is refused or "", see `Laws.run`).
 
     The task's functions get the submission's bodies; those of later tasks become open.
@@ -290,7 +280,7 @@ def attempt(laws, trees, task, files, wanted):
     for file in task["files"]:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_bytes(files[file])
-    return "", laws.run(wanted)
+    return "", laws.run([*task["laws"], *task["unseen"]])
 
 
 def judged(task, broken, problem=""):
@@ -320,20 +310,22 @@ def judged(task, broken, problem=""):
 
 
 def graded(laws, trees, jobs, at_once=1):
-    """Grades tasks in processes of their own. Yields (key, Gradescope's dict) as each is done.
+    """Grades tasks in processes of their own. Yields (name, Gradescope's dict) as each is done.
 
-    jobs: (key, task, files as `taken` gives them, laws; none: all of the task).
+    jobs: (name, task, files as `taken` gives them).
     """
-    tried = {}
-
-    def attempts():
-        for name, task, files, only in jobs:
-            tried[name] = task, only or [*task["laws"], *task["unseen"]]
-            work = partial(attempt, laws, trees, task, files, tried[name][1])
-            yield name, work, task["seconds"], not task["files"]
-
-    for name, found, problem in apart(attempts(), at_once):
-        (task, wanted), (refused, results) = tried.pop(name), found or ("", {})
+    attempts = (
+        (
+            (name, task),
+            partial(attempt, laws, trees, task, files),
+            task["seconds"],
+            not task["files"],
+        )
+        for name, task, files in jobs
+    )
+    for (name, task), found, problem in apart(attempts, at_once):
+        refused, results = found or ("", {})
+        wanted = [*task["laws"], *task["unseen"]]
         broken = [law for law in wanted if results.get(law, {}).get("outcome") != "passed"]
         yield name, judged(task, broken, problem or refused)
 
@@ -355,62 +347,61 @@ def table(tasks, found, notes):
     rows = [["submission", *[task["number"] for task in tasks], "sum", "note"]]
     scores = {"points": [task["points"] for task in tasks]}
     for name, tests in found.items():
-        scores[name] = [tests.get(task["number"], {}).get("score") for task in tasks]
+        scores[name] = [tests.get(str(task["number"]), {}).get("score") for task in tasks]
     for name, points in scores.items():
-        total = None if None in points else sum(points)
-        cells = ["?" if one is None else f"{one:g}" for one in (*points, total)]
+        cells = [*points, None if None in points else sum(points)]
+        cells = ["?" if points is None else f"{points:g}" for points in cells]
         rows.append([name, *cells, notes.get(name, "")])
     return rows
 
 
 def grade(submissions, tasks=(), secret=None, json_path=None, csv_file=None, at_once=1):
-    """Grades submissions {name: folder or zip} and prints their points.
+    """Grades submissions, folders or zips, and prints their points.
 
     json_path: Gradescope's file; of several submissions a folder for these.
     csv_file: for the table.
     Returns 0; 2 if a submission cannot be read; 4 if a task must be graded again.
     """
-    found, notes, runs = {name: {} for name in submissions}, dict.fromkeys(submissions, ""), {}
+    paths = {path.absolute().name.removesuffix(".zip"): path.absolute() for path in submissions}
+    if len(paths) < len(submissions):
+        raise ValueError("two submissions have one name, by which they are told apart")
+    found, notes, runs = {name: {} for name in paths}, dict.fromkeys(paths, ""), {}
 
     def jobs(chosen):
-        for name, path in submissions.items():
+        for name, path in paths.items():
             try:
                 files = taken(path)
             except OSError as problem:
                 notes[name] = f"cannot be read: {problem}"
-                print(f"{name} {notes[name]}", file=sys.stderr)
                 continue
             except Exception as problem:  # whatever a zip may raise
                 files = notes[name] = f"nothing taken: {problem}"
             for file in [file for file in files if file.endswith(".pt")]:
                 same = runs.setdefault(hashlib.sha256(files[file]).digest(), name)
                 notes[name] += f"{file} is that of {same}. " if same != name else ""
-            yield from (((name, task["number"]), task, files, ()) for task in chosen)
+            yield from ((name, task, files) for task in chosen)
 
     def work(laws, trees):
         chosen = with_laws(needs_of_laws(laws, trees), tasks)
-        for (name, number), test in graded(laws, trees, jobs(chosen), at_once):
-            found[name][number] = test
-            tests = [found[name][n] for n in sorted(found[name])]
-            if len(tests) == len(chosen):
-                print(f"graded {name}", file=sys.stderr, flush=True)
-                if json_path and all(test["score"] is not None for test in tests):
-                    several = len(found) > 1
-                    write_results(json_path / f"{name}.json" if several else json_path, tests)
+        for name, test in graded(laws, trees, jobs(chosen), at_once):
+            found[name][test["number"]] = test
+            if len(found[name]) == len(chosen):
+                finish(name, [found[name][str(task["number"])] for task in chosen])
         return chosen
+
+    def finish(name, tests):
+        done = sum(len(others) == len(tests) for others in found.values())
+        print(f"{done} of {len(found)}: {name}", file=sys.stderr, flush=True)
+        if json_path and None not in [test["score"] for test in tests]:
+            write_results(json_path if len(found) == 1 else json_path / f"{name}.json", tests)
+        for test in tests if len(found) == 1 else ():
+            print(f"{test['number']:>2}. {test['name']:40} {test['output'].splitlines()[0]}")
 
     secret = MADE["secret"] if secret is None else secret
     rows = table(with_reference(work, secret), found, notes)
     if csv_file:
         with csv_file.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
-    for tests in found.values() if len(found) == 1 else ():
-        for number, test in sorted(tests.items()):
-            points, first = (
-                f"{test['score']} of {test['max_score']}",
-                test["output"].splitlines()[0],
-            )
-            print(f"{number:>2}. {test['name']:40} {points:>10}   {first}")
     wide = max(len(name) for name, *_ in rows)
     for name, *cells, note in rows:
         print(name.ljust(wide), *(f"{cell:>4}" for cell in cells), "", note)

@@ -1,4 +1,4 @@
-"""The laws of answers.py: against the method's own functions and enumeration."""
+"""The laws of answers.py: against PyTorch, the method's own functions and enumeration."""
 
 import itertools
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers import assert_same, probabilities, rng, seeds
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from blockdrop_min import policy_loss, reward
 
@@ -51,6 +52,44 @@ def sum_over_policies(s, reward_of, expected):
         likely = torch.where(u == 1, s, 1 - s).prod(1).detach()
         total = total + attached_loss(s, u, likely * (reward_of(u) - expected(s)))
     return torch.autograd.grad(total, s)[0]
+
+
+# ----------------------------------------------------------------------------------- what it costs
+def counted(layer, x):
+    """The FLOPs that PyTorch counts, and the size of the output."""
+    with FlopCounterMode(display=False) as counter:
+        y = layer(x)
+    return counter.get_total_flops(), tuple(y.shape[2:])
+
+
+def test_a_convolution_by_hand():
+    layer = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False)
+    # 5 x 8 pixels become 3 x 4; each reads 3 x 9 numbers for each of 4 channels
+    assert answers.layer_cost(layer, (5, 8)) == (2 * 27 * 4 * 12, (3, 4))
+
+
+def test_a_linear_layer_and_pooling_by_hand():
+    flops, _ = answers.layer_cost(torch.nn.Linear(5, 7), (1, 1))
+    assert flops == 2 * 5 * 7
+    pool = torch.nn.MaxPool2d(3, stride=2, padding=1)
+    assert answers.layer_cost(pool, (5, 8)) == (0, (3, 4))
+
+
+@given(st.data())
+def test_a_convolution_costs_what_pytorch_counts(data):
+    kernel, stride, padding = (
+        data.draw(st.tuples(*[st.integers(low, high)] * 2))
+        for low, high in ((1, 4), (1, 3), (0, 1))
+    )
+    height, width = data.draw(st.tuples(*[st.integers(4, 9)] * 2))
+    layer = torch.nn.Conv2d(2, 3, kernel, stride, padding)
+    x = torch.zeros(1, 2, height, width)
+    assert answers.layer_cost(layer, (height, width)) == counted(layer, x)
+
+
+def test_costs_are_whole_numbers():
+    for layer in (torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(5, 7)):
+        assert type(answers.layer_cost(layer, (5, 8))[0]) is int
 
 
 # -------------------------------------------------------------------- why the advantage is detached
@@ -112,8 +151,8 @@ def test_the_factor_of_two_coins_by_hand():
 
 
 def test_the_factor_of_a_decided_image_is_1():
-    s = torch.tensor([[1e-9, 1 - 1e-9]], dtype=torch.float64)
-    assert answers.attached_factor(s).tolist() == pytest.approx([1], abs=1e-6)
+    s = torch.tensor([[1e-9, 1 - 1e-9], [0, 1]], dtype=torch.float64)
+    assert answers.attached_factor(s).tolist() == pytest.approx([1, 1], abs=1e-6)
 
 
 @given(probabilities(max_blocks=4), seeds)
@@ -167,6 +206,8 @@ RIGHT = {
     "yours": policy_loss,
     "float64": lambda s, u, A: policy_loss(s.double(), u.double(), A.double()),
     "a sum over images": lambda s, u, A: len(s) * policy_loss(s, u, A),
+    "a millionth": lambda s, u, A: 1e-6 * policy_loss(s, u, A),
+    "a million": lambda s, u, A: 1e6 * policy_loss(s, u, A),
 }
 MIXING = {  # the silent loss first: it judges each image by the mean
     "silent": lambda s, u, A: policy_loss(s, u, A.mean().expand_as(A)),
@@ -178,6 +219,7 @@ MIXING = {  # the silent loss first: it judges each image by the mean
     "the first": lambda s, u, A: policy_loss(s, u, A[:1].expand_as(A)),
     "the last is another's": lambda s, u, A: policy_loss(s, u, torch.cat([A[:-1], A[:1]])),
     "the others exchanged": lambda s, u, A: policy_loss(s, u, torch.cat([A[:1], A[1:].flip(0)])),
+    "a millionth": lambda s, u, A: 1e-6 * policy_loss(s, u, A.roll(1)),
     "cumulative": lambda s, u, A: policy_loss(s, u, A.cumsum(0)),
 }
 
@@ -226,6 +268,10 @@ def test_from_9_to_7_of_9_blocks_at_gamma_2_by_hand():
 
 def test_with_no_penalty_and_all_blocks_kept_nothing_is_too_unlikely():
     assert answers.breakeven(0.9, 9, 5, 9, 0.0) == 0
+
+
+def test_break_even_is_a_number():
+    assert type(answers.breakeven(0.9, 9, 5, 9, 2.0)) is float
 
 
 def test_break_even_grows_with_gamma_towards_the_probability_itself():

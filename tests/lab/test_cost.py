@@ -124,15 +124,6 @@ def test_a_square_image_needs_one_number(case, side):
     assert resnet_cost(case.net, side) == resnet_cost(case.net, (side, side))
 
 
-@given(cases())
-def test_dropping_everything_costs_the_fixed_part_and_keeping_everything_the_full_one(case):
-    cost = resnet_cost(case.net, 9)
-    assert cost.of(torch.stack([torch.zeros(case.K), torch.ones(case.K)])).tolist() == [
-        cost.fixed,
-        cost.full,
-    ]
-
-
 def test_counting_leaves_no_trace_in_a_network():
     net = small_resnet().train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

@@ -346,7 +346,7 @@ def test_classes_that_differ_between_training_and_test_are_refused_and_named(tmp
     write_tree(tmp_path, parts=("train",))
     write_tree(tmp_path, parts=("test",), classes=theirs)
     differ = ", ".join(sorted({"apple", "bee"} ^ set(theirs)))
-    with refused(f"train and test have other classes: {differ}$"):
+    with refused(f"^{tmp_path}: train and test have other classes: {differ}$"):
         folder(tmp_path)
 
 

@@ -64,6 +64,11 @@ def test_the_standard_error_is_the_deviation_over_the_root_of_the_number():
     assert mean_and_error(values) == pytest.approx((3, (14 / 12) ** 0.5))
 
 
+def test_a_mean_and_its_error_are_numbers():
+    for values in (torch.ones(1), torch.ones(4).double()):
+        assert [type(number) for number in mean_and_error(values)] == [float, float]
+
+
 def test_a_single_value_has_no_standard_error():
     assert mean_and_error(torch.tensor([4.0])) == (4, 0)
 

@@ -1,5 +1,7 @@
 """The rivals: what each of them is, what it may look at, and what looking is worth beside them."""
 
+import copy
+
 import pytest
 import torch
 from helpers import assert_same, every_policy, pair
@@ -7,13 +9,13 @@ from runs import same, small_data
 
 from blockdrop_min import resnet_cost
 from blockdrop_min.lab import rivals
-from blockdrop_min.lab.data import Split
-from blockdrop_min.lab.evaluation import Result, run_policy
+from blockdrop_min.lab.evaluation import Result, digits, run_policy
 from blockdrop_min.lab.rivals import (
     best_static,
     dealt_loss,
     measure_rivals,
     pooled,
+    static_rivals,
     worth_of_looking,
 )
 
@@ -23,9 +25,8 @@ STATIC = ("first", "distribute", "best static")
 def result(flops, *correct):
     """A `Result` with these mean FLOPs that is right on these images."""
     correct = torch.tensor(correct).bool()
-    return Result(
-        correct, torch.ones(len(correct), 3), torch.full(correct.shape, flops).double(), 100
-    )
+    u = torch.tensor([1.0, 0.0, 1.0]).expand(len(correct), 3)
+    return Result(correct, u, torch.full(correct.shape, flops).double(), 100)
 
 
 @pytest.fixture(scope="module")
@@ -108,21 +109,6 @@ def test_the_random_rivals_depend_on_the_seed_alone(measured, seed):
         assert same(again[name], found[name]) == (name in STATIC or seed == 0)
 
 
-def test_images_in_files_are_read_by_as_many_processes_as_asked_for(measured, monkeypatch):
-    model, data, ours, _ = measured
-    seen = []
-    batches = Split.batches
-
-    def noting(self, *arguments, workers=0, **options):
-        seen.append(workers)
-        return batches(self, *arguments, **options)
-
-    monkeypatch.setattr(Split, "batches", noting)
-    measure_rivals(model, data, ours, workers=3)
-    dealt_loss(model, data, ours, workers=3)
-    assert set(seen) == {3}
-
-
 # --------------------------------------------------------------------------------- the best static
 @pytest.mark.parametrize("keep", range(7))
 def test_of_few_blocks_the_best_policy_on_validation_is_found(measured, keep):
@@ -180,9 +166,7 @@ def test_a_search_starts_from_the_best_of_its_starts_and_changes_one_block(monke
         assert (torch.tensor(u) - start).abs().sum() == 2
 
 
-def test_a_search_for_a_rival_starts_from_the_blocks_that_blockdrop_keeps_most(
-    measured, monkeypatch
-):
+def test_the_search_starts_from_the_blocks_that_blockdrop_keeps_most(measured, monkeypatch):
     model, data, ours, _ = measured
     asked = []
 
@@ -201,6 +185,30 @@ def test_a_search_for_a_rival_starts_from_the_blocks_that_blockdrop_keeps_most(
 def test_there_is_nothing_to_change_if_all_blocks_are_kept_or_none(monkeypatch, keep):
     planted(monkeypatch, lambda u: 1.0)
     assert search(keep).tolist() == [keep / 6] * 6
+
+
+# ------------------------------------------------------------------------------- to train as long
+@pytest.mark.parametrize("kept", [0, 1, 2, 4, 6])
+def test_the_rivals_to_train_lie_on_both_sides_of_blockdrops_flops(measured, tmp_path, kept):
+    model, data, _, _ = measured
+    cost = resnet_cost(model.resnet, 9)
+    other = pair(segments=(2, 2, 2), seed=5).resnet  # pretrained; its best policies are others
+    torch.save(other.state_dict(), tmp_path / "resnet.pt")
+    model = copy.deepcopy(model)
+    with torch.no_grad():  # so many blocks, the last ones, on every image
+        model.policy.logit.weight.zero_()
+        model.policy.logit.bias.copy_(9 * (torch.arange(6) >= 6 - kept) - 4.5)
+    flops = run_policy(model, data.val, 9).flops_mean
+    low, high, *heuristics = static_rivals(model, data, tmp_path / "resnet.pt")
+    assert 1 <= low.count("1") == high.count("1") - 1
+    costs = [cost.of(torch.tensor([float(kept) for kept in u])).item() for u in (low, high)]
+    assert costs[0] <= flops or low.count("1") == 1
+    assert costs[1] >= flops or high == "1" * 6
+    pretrained = copy.deepcopy(model)
+    pretrained.resnet = other
+    assert low == digits(best_static(pretrained, data, low.count("1")))
+    count = low.count("1")
+    assert heuristics == [f"{kind}:{count}" for kind in ("first", "random", "distribute")]
 
 
 # ------------------------------------------------------------------------------------------ dealt
@@ -225,6 +233,25 @@ def test_the_dealt_policies_are_the_same_ones_on_the_test_set(measured, monkeypa
         assert name == "test" and not torch.equal(u, ours.u)
         assert sorted(u.tolist()) == sorted(ours.u.tolist())
     assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_each_deal_is_a_random_permutation_that_follows_the_seed(monkeypatch):
+    own = every_policy(6)[:40].float()  # policy i is i in binary
+    ours = Result(torch.ones(40).bool(), own, torch.ones(40).double(), 100)
+    dealt = []
+
+    def run(model, part, crop, u=None, free=None, workers=0):
+        dealt.append((u.long() << torch.arange(6)).sum(1))
+        return ours
+
+    monkeypatch.setattr(rivals, "run_policy", run)
+    for seed in (1, 1, 2):
+        dealt_loss(None, small_data(40), ours, seed)
+    first, again, other = (torch.stack(dealt[i : i + 3]) for i in (0, 3, 6))
+    assert first.equal(again) and not first.equal(other)
+    for deal in (*first, *other):
+        assert deal.sort().values.equal(torch.arange(40))
+        assert len(((deal - torch.arange(40)) % 40).unique()) > 10, "a shift is no random deal"
 
 
 def test_the_loss_of_dealing_and_its_error_are_those_of_paired_differences(measured, monkeypatch):
@@ -252,13 +279,21 @@ def test_between_two_rivals_the_comparison_is_with_the_line_through_them():
     assert worth_of_looking(ours, [DEAR, CHEAP]) == pytest.approx((3 / 16, error))
 
 
-@pytest.mark.parametrize(
-    ("flops", "rival"), [(10.0, CHEAP), (20.0, CHEAP), (40.0, DEAR), (70.0, DEAR)]
-)
-def test_beyond_the_rivals_the_comparison_is_with_the_nearest(flops, rival):
-    ours = result(flops, 1, 1, 1, 1)
-    worth, _ = worth_of_looking(ours, [CHEAP, DEAR])
-    assert worth == 1 - rival.accuracy == worth_of_looking(ours, [rival])[0]
+@pytest.mark.parametrize(("flops", "rival"), [(10.0, CHEAP), (20.0, CHEAP), (40.0, DEAR)])
+def test_below_all_rivals_the_comparison_is_with_the_cheapest(flops, rival):
+    worth, _ = worth_of_looking(result(flops, 1, 1, 1, 1), [CHEAP, DEAR])
+    assert worth == 1 - rival.accuracy
+
+
+@pytest.mark.parametrize("fair", [[], [CHEAP, DEAR]])
+def test_nothing_is_claimed_where_no_rival_costs_as_much(fair):
+    assert worth_of_looking(result(70.0, 1, 1, 1, 1), fair) is None
+
+
+def test_above_the_full_network_trained_as_long_the_comparison_is_with_it():
+    full = result(40.0, 1, 1, 0, 1)
+    full.u = torch.ones(4, 3)
+    assert worth_of_looking(result(41.0, 1, 1, 1, 1), [CHEAP, full])[0] == 1 - full.accuracy
 
 
 def test_of_many_rivals_the_two_beside_blockdrop_count():

@@ -268,8 +268,6 @@ REASONS = {  # what is in the place of a tensor, or with it, and what is said of
     "sparse": (lambda t: t.to_sparse(), "no dense tensor"),
     "meta": (lambda t: t.to("meta"), "no dense tensor"),
     "nested": (lambda t: torch.nested.nested_tensor(list(t)), "no dense tensor"),
-    "expanded": (lambda t: t[:1, :1].clone().expand_as(t), "no dense tensor"),
-    "overlapping": (lambda t: t[0].clone().as_strided(t.shape, (1,) * 4), "no dense tensor"),
     "another shape": (lambda t: torch.zeros(2, 2), r"\[2, 2\]; .* needs .* \[\d+, \d+, 3, 3\]"),
     "nan": (lambda t: t * torch.nan, "holds a number that is not finite"),
     "inf": (lambda t: t / 0, "holds a number that is not finite"),

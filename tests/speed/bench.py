@@ -7,31 +7,26 @@ alike; medians over the rounds. The full network gets every optimisation that Bl
 """
 
 import copy
-import ctypes
-import functools
 import itertools
 import json
 import math
-import os
 import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from blockdrop_min import BlockDrop, fast, policy_net, resnet
-from blockdrop_min.lab.checkpoint import read, restore
 from blockdrop_min.lab.data import centre_crop, load_data, seeded
 from blockdrop_min.lab.evaluation import flops_under
-from blockdrop_min.lab.log import safe_console
-from blockdrop_min.lab.process import choose_device, out_of_memory
-from blockdrop_min.lab.settings import Parser, Settings
+from blockdrop_min.lab.process import choose_device
+from blockdrop_min.lab.program import Parser, console, guarded
+from blockdrop_min.lab.report import open_run, table
 from blockdrop_min.policy_network import greedy
 
 DRAWS = 7  # batches that the variants meet in turn
@@ -61,8 +56,10 @@ def random_batches(model, size, side, keep):
     return batches
 
 
-def run_batches(model, size, data):
-    """The same of test images, and the policies that the model gives them."""
+def run_batches(model, size, settings, device):
+    """The same of a run's test images, and the policies that the model gives them."""
+    sizes = settings.image_size, settings.train_images, settings.val_images
+    data = load_data(settings.data, settings.data_dir, *sizes, with_test=True).to(device)
     order = torch.randint(len(data.test), (DRAWS * size,), generator=seeded("bench"))
     batches = []
     for x, _ in data.test.batches(size, order):
@@ -168,49 +165,7 @@ def measure(model, batches, seconds, dtype, with_compile):
     batches = [(x.to(dtype), u) for x, u in batches]
     variants = make_variants(model, dtype, with_compile)
     times = take_turns(variants, batches, device, seconds)
-    row = compare(times, len(batches[0][0]), flops.mean().item(), flops_full)
-    row["MiB"] = {}
-    for name, run in variants.items():
-        row["MiB"][name] = peak_memory(functools.partial(run, *batches[0]), device)
-    return row
-
-
-def peak_memory(run, device):
-    """MiB that a call needs beyond what is there before it: of a GPU, or of the process.
-
-    NaN on a CPU but on Linux.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # hands back what is free
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is there now
-        before = resident()
-        run()
-        return resident() - before
-    except (OSError, AttributeError, TypeError):
-        return math.nan
-
-
-def resident():
-    """The most MiB of memory that the process has had."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-
-
-def check_memory(size, side, device):
-    """ValueError if the batches, with the maps of one block, are larger than the memory."""
-    needed = 4 * size * side * side * (3 * DRAWS + 16)
-    if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        sizes = f"need {needed / 2**30:.1f} GiB or more, and there are {there / 2**30:.1f}"
-        raise ValueError(f"--batches is {size}; its images {sizes}; try a smaller one")
+    return compare(times, len(batches[0][0]), flops.mean().item(), flops_full)
 
 
 def hardware(device):
@@ -252,16 +207,6 @@ def check(options):
         raise ValueError(f"--image-size is {options.image_size}; it must be at least 1")
 
 
-def open_run(folder, device):
-    """A run's model and its data, on the device."""
-    state, _ = read(folder)
-    settings = Settings(**state["settings"])
-    sizes = settings.image_size, settings.train_images, settings.val_images
-    data = load_data(settings.data, settings.data_dir, *sizes, with_test=True)
-    model = restore(state, folder).to(device, memory_format=torch.channels_last)
-    return model, data.to(device)
-
-
 @torch.inference_mode()
 def bench(options):
     """Measures what the options say. Returns a dict with the table's rows."""
@@ -271,8 +216,8 @@ def bench(options):
     torch.backends.cuda.matmul.allow_tf32 = options.dtype == "tf32"
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     if options.run:
-        model, data = open_run(options.run, device)
-        side = data.crop
+        _, settings, model = open_run(options.run, device)
+        batches_of = partial(run_batches, settings=settings, device=device)
         subject = f"{options.run}, its own policies"
     else:
         model = untrained(options.depth, options.family)
@@ -280,14 +225,11 @@ def bench(options):
         num_blocks = model.resnet.num_blocks
         side = options.image_size or (32 if options.family == "cifar" else 224)
         keep = num_blocks / 2 if options.keep is None else options.keep
+        batches_of = partial(random_batches, side=side, keep=keep)
         subject = f"ResNet-{options.depth}, untrained, {keep:g} of {num_blocks} blocks kept"
     found = {"hardware": hardware(device), "subject": f"{subject}; {options.dtype}", "rows": []}
     for size in options.batches:
-        check_memory(size, side, device)
-        if options.run:
-            batches = run_batches(model, size, data)
-        else:
-            batches = random_batches(model, size, side, keep)
+        batches = batches_of(model, size)
         row = measure(model, batches, options.seconds, dtype, not options.no_compile)
         found["rows"].append(row)
     return found
@@ -295,44 +237,31 @@ def bench(options):
 
 def make_table(found):
     """The table of what was measured."""
-    names = list(found["rows"][0]["images/s"])
-    title = f"{found['subject']}; {found['hardware']}; images/s"
-    table = Table(title=title, box=SIMPLE_HEAD)
-    last = ("speed-up", "quartiles", "limit", "quotient", "MiB full / fast")
-    for heading in ("batch", *names, *last):
-        table.add_column(heading, justify="right")
+    rows = []
     for row in found["rows"]:
-        low, high = row["quartiles"]
-        table.add_row(
-            str(row["batch"]),
-            *(f"{speed:.{1 if speed >= 10 else 2}f}" for speed in row["images/s"].values()),
-            f"{row['speedup']:.2f}",
-            f"{low:.2f}-{high:.2f}",
-            f"{row['limit']:.2f}",
-            f"{row['quotient']:.2f}",
-            f"{row['MiB'][row['best full']]:.0f} / {row['MiB']['fast']:.0f}",
-        )
-    return table
+        speeds = [f"{speed:.{1 if speed >= 10 else 2}f}" for speed in row["images/s"].values()]
+        quartiles = "{:.2f}-{:.2f}".format(*row["quartiles"])
+        reached = [f"{row['speedup']:.2f}", quartiles, f"{row['limit']:.2f}"]
+        rows.append([str(row["batch"]), *speeds, *reached, f"{row['quotient']:.2f}"])
+    names = list(found["rows"][0]["images/s"])
+    return table(["batch", *names, "speed-up", "quartiles", "limit", "quotient"], rows)
+
+
+def run(options):
+    """Measures, prints and writes. Returns the exit code, 0."""
+    found = bench(options)
+    screen = console(width=None if sys.stdout.isatty() else 140)
+    screen.print(f"{found['subject']}; {found['hardware']}; images/s")
+    screen.print(make_table(found))
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+    return 0
 
 
 def main(arguments=None):
     """`python tests/speed/bench.py`. Returns the exit code."""
     options = make_parser().parse_args(arguments)
-    try:
-        found = bench(options)
-        width = None if sys.stdout.isatty() else 140
-        safe_console(width=width).print(make_table(found))
-        if options.json:
-            Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
-    except (ValueError, OSError) as problem:
-        print(f"bench.py: {problem}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as problem:
-        if not out_of_memory(problem):
-            raise
-        print("bench.py: the memory does not suffice; try smaller --batches", file=sys.stderr)
-        return 2
-    return 0
+    return guarded("bench.py", partial(run, options))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 import json
 import math
-import sys
 
-import bench
 import pytest
 import torch
 from accelerator import accelerator
@@ -12,6 +10,7 @@ from helpers import assert_same, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import state_of
+from speed import bench
 
 from blockdrop_min import fast, policy_cost, resnet_cost
 from blockdrop_min.lab.checkpoint import save
@@ -80,12 +79,6 @@ def test_every_batch_has_images_and_policies_of_its_own():
     assert len({u.numpy().tobytes() for _, u in batches}) == bench.DRAWS
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much a call needs")
-def test_the_memory_of_a_call_is_what_it_needs_beyond_what_is_there_before():
-    needed = bench.peak_memory(lambda: torch.ones(64 * 2**18).sum(), torch.device("cpu"))
-    assert 60 < needed < 90
-
-
 # --------------------------------------------------------------------------------------- two roads
 @pytest.mark.parametrize("name", ["full", "full, fast", "masked", "sparse", "fast"])
 @torch.inference_mode()
@@ -124,8 +117,8 @@ def test_the_benchmark_prints_and_writes_what_it_measured(tmp_path, capsys):
     assert [row["batch"] for row in found["rows"]] == [1, 5]
     for row in found["rows"]:
         assert row["images/s"].keys() == {"full", "full, fast", "masked", "sparse", "fast"}
-        assert row["MiB"].keys() == row["images/s"].keys()
-        assert sys.platform != "linux" or row["MiB"]["full"] >= 0
+        assert row["quotient"] > 0
+        assert f"{row['speedup']:.2f} {row['quartiles'][0]:.2f}-" in printed
         assert 1 < row["limit"] < 2  # two of three blocks, and the policy network
 
 
@@ -153,16 +146,14 @@ def test_the_benchmark_of_a_run_measures_its_own_policies(tmp_path, capsys):
 def test_the_benchmark_measures_the_gpu_that_is_named(monkeypatch):
     with accelerator():
         named = set()
-        measured = ("synchronize", "get_device_name", "reset_peak_memory_stats")
-        for name in (*measured, "memory_allocated", "max_memory_allocated"):
+        for name in ("synchronize", "get_device_name"):
             note = lambda device=None, name=name: named.add((name, str(device))) or 0  # noqa: E731
             monkeypatch.setattr(torch.cuda, name, note)
         there = bench.torch.device("cuda", 1)
         bench.wait(there)
         bench.hardware(there)
-        bench.peak_memory(lambda: None, there)
     assert {device for _, device in named} == {"cuda:1"}
-    assert len(named) == 5
+    assert len(named) == 2
 
 
 def test_the_benchmark_wants_no_gradient(monkeypatch):
@@ -181,7 +172,7 @@ def test_the_benchmark_wants_no_gradient(monkeypatch):
         (["--depth=9"], "depth is 9"),
         (["--family=vgg"], "family is 'vgg'"),
         (["--batches=0"], "--batches"),
-        (["--batches=1000000000"], "try a smaller one"),
+        (["--image-size=0"], "--image-size"),
         (["--seconds=nan"], "--seconds"),
         (["--seconds=inf"], "--seconds"),
         (["nowhere"], "nowhere"),
@@ -203,6 +194,6 @@ def test_memory_that_does_not_suffice_gets_one_line_and_exit_code_2(monkeypatch,
 
     monkeypatch.setattr(bench, "measure", fail)
     assert bench.main([*ON_CPU, "--batches=2"]) == 2
-    assert (
-        capsys.readouterr().err == "bench.py: the memory does not suffice; try smaller --batches\n"
-    )
+    error = capsys.readouterr().err
+    assert error.startswith("bench.py: the memory does not suffice")
+    assert error.count("\n") == 1

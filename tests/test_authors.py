@@ -1,6 +1,6 @@
 """A training step of ours against one written as the authors': the same loss, and how much sooner.
 
-`python -m pytest tests/speed/test_speed.py --speed -s` measures it: ResNet-110, batches of 64, 17
+`python -m pytest tests/test_authors.py --speed -s` measures it: ResNet-110, batches of 64, 17
 of 54 blocks kept in the end.
 """
 
@@ -11,8 +11,8 @@ import statistics
 import pytest
 import torch
 import torch.nn.functional as F
-from bench import random_policies, take_turns, untrained
 from helpers import assert_same, learning
+from speed.bench import random_policies, take_turns, untrained
 from torch import nn
 
 from blockdrop_min import (
