@@ -54,15 +54,18 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = downsample
 
-    def forward(self, x, keep=None):
+    def forward(self, x, keep=None, overwrite=False):
         """The block on the images that keep it, its shortcut on the others. -> [B, C', H', W']
 
         x: [B, C, H, W].
         keep: [B] bool: run masked; the keeping images' indices [n] int64: sparsely; None: all keep.
+        overwrite: whether x may be overwritten.
         """
         if keep is None:
             return self.residual(x).add_(self.shortcut(x)).relu_()  # in place: F's result is new
-        return (run_masked if keep.dtype == torch.bool else run_sparse)(self, x, keep)
+        if keep.dtype == torch.bool:
+            return run_masked(self, x, keep)
+        return run_sparse(self, x, keep, overwrite)
 
     def residual(self, x):
         """F(x): [B, C, H, W] -> [B, C', H', W'], a new tensor."""
@@ -110,11 +113,12 @@ def run_masked(block, x, keep):
     return torch.where(keep[:, None, None, None], out, shortcut)
 
 
-def run_sparse(block, x, kept):
+def run_sparse(block, x, kept, overwrite=False):
     """The same function, but F runs on the images that keep the block and on no others.
 
-    x: [B, C, H, W]; stays as it is.
+    x: [B, C, H, W].
     kept: [n] int64, the indices of the images that keep the block, on x's device.
+    overwrite: whether y may be written into x, which saves a copy. No gradient is recorded then.
     Returns y: [B, C', H', W'].
     """
     # In three plain lines, index, run, put back:
@@ -132,7 +136,8 @@ def run_sparse(block, x, kept):
     part = rows(x).index_select(0, kept).permute(0, 3, 1, 2)
     old = part if shortcut is x else rows(shortcut).index_select(0, kept).permute(0, 3, 1, 2)
     part = block.residual(part).add_(old).relu_()
-    return rows(shortcut).index_copy(0, kept, rows(part)).permute(0, 3, 1, 2)
+    put = rows(shortcut).index_copy_ if overwrite else rows(shortcut).index_copy
+    return put(0, kept, rows(part)).permute(0, 3, 1, 2)
 
 
 def rows(x):
@@ -155,13 +160,14 @@ def kept_images(keep, device):
 class Layer(nn.Sequential):
     """A segment: blocks in a row."""
 
-    def forward(self, x, keep=None):
+    def forward(self, x, keep=None, overwrite=False):
         """[B, C, H, W] -> [B, C', H', W']
 
         keep: for each block which images keep it, as the block takes it; None: all keep all.
+        overwrite: whether x may be overwritten.
         """
         for block, column in zip(self, keep or [None] * len(self), strict=True):
-            x = block(x, column)
+            x = block(x, column, overwrite)
         return x
 
 
@@ -246,22 +252,32 @@ class MaskedResNet(nn.Module):
             masked = execute == "masked" or being_recorded()
             columns = keep.to(x.device).unbind(1) if masked else kept_images(keep, x.device)
         x = self.stem(x)
+        overwrite = self.may_overwrite()
         for layer in self.layers:
-            x = layer(x, columns[: len(layer)])
+            x = layer(x, columns[: len(layer)], overwrite)
             columns = columns[len(layer) :]
         return self.head(x)
 
     def run(self, x, keep, first=0):
         """Runs the n blocks from `first` on, sparsely.
 
-        x: [B, C, H, W], the input of block `first`.
+        x: [B, C, H, W], the input of block `first`; may be overwritten if no gradient is wanted.
         keep: [B, n] bool, on the CPU.
         Returns the output of block first + n - 1.
         """
         blocks = self.blocks[first : first + keep.shape[1]]
+        overwrite = self.may_overwrite()
         for block, kept in zip(blocks, kept_images(keep, x.device), strict=True):
-            x = block(x, kept)
+            x = block(x, kept, overwrite)
         return x
+
+    def may_overwrite(self):
+        """Whether blocks may overwrite their inputs: no gradient needs them, no hook holds them."""
+        blocks = self.blocks
+        shortcuts = [block.downsample for block in blocks if block.downsample is not None]
+        modules = [self.maxpool, *self.layers, *blocks, *shortcuts]
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        return not (hooked or torch.is_grad_enabled())
 
 
 def being_recorded():
