@@ -239,8 +239,10 @@ def check_data(settings, data, state, out):
 def run(settings, out, changed, device):
     """A whole run in its folder, which this process has for itself, and the runs of its rivals.
 
-    changed: what differs from the preset; None: the run is a rival, introduced in one line.
+    changed: what differs from the preset; or a line that introduces the run of a rival.
+    Returns the rows of its epochs.
     """
+    out.mkdir(parents=True, exist_ok=True)
     state, warning = open_folder(out, settings)
     with process.first_alone():
         sizes = settings.image_size, settings.train_images, settings.val_images
@@ -260,21 +262,37 @@ def run(settings, out, changed, device):
         if warning:
             log.say(warning)
         run_here = Run(settings, out, data, model, state, log)
-        if changed is None:
-            log.say(f"fair rival: policy {settings.policy} for all images, trained as long; {out}")
+        if isinstance(changed, str):
+            log.say(f"{changed}: {out}")
         else:
             run_here.introduce(changed)
         run_here.train()
     pretrained = str(out / "resnet.pt" if "pretrain" in settings.plan else settings.resnet)
+    rival = replace(settings, stages="finetune", resnet=pretrained, rivals=0)
     comparable = settings.policy == "learned" and "finetune" in settings.plan
     if comparable and settings.rivals and not state.get("rivals"):
-        state["rivals"] = static_rivals(model, data, pretrained, settings.workers)
+        choices = static_rivals(model, data, pretrained, settings.workers)
+        state["rivals"] = [best_after_trial(some, rival, out, device) for some in choices]
         run_here.save()
-    rival = replace(settings, stages="finetune", resnet=pretrained, rivals=0)
-    for policy in state.get("rivals", [])[: settings.rivals]:
-        path = out / f"static-{policy.replace(':', '-')}"  # an ordinary run inside this one
-        path.mkdir(exist_ok=True)
-        run(replace(rival, policy=policy), path, None, device)
+    for policy in state.get("rivals", [])[: settings.rivals]:  # ordinary runs, in folders in this
+        said = f"fair rival, policy {policy} for all images, trained as long"
+        path = out / f"static-{policy.replace(':', '-')}"
+        run(replace(rival, policy=policy), path, said, device)
+    return state["metrics"]
+
+
+def best_after_trial(policies, rival, out, device):
+    """The policy with the best accuracy on validation after a twelfth of a rival's training."""
+    if len(policies) == 1:
+        return policies[0]
+    epochs = max(1, rival.finetune.epochs // 12)
+    trial = replace(rival, finetune=replace(rival.finetune, epochs=epochs))
+    accuracy = {}
+    for policy in policies:
+        path = out / f"trial-{policy}"
+        rows = run(replace(trial, policy=policy), path, f"trial of policy {policy}", device)
+        accuracy[policy] = rows[-1]["accuracy"]
+    return max(accuracy, key=accuracy.get)
 
 
 def main(arguments=None):
@@ -284,7 +302,7 @@ def main(arguments=None):
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(settings.deterministic)
     device = process.choose_device(settings.device)
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)  # for the lock
     try:
         with process.team(device), locked(out):
             run(settings, out, changed, device)

@@ -16,6 +16,7 @@ DRAWS = 3  # what is random is averaged over this many draws
 COUNTED = 9  # blocks, at most, with which the best static policy is counted,
 SOME, FINALISTS = 250, 8  # on so many images, and so many policies on all
 SEARCH = 12  # changes that are tried where there are more blocks
+TRIALS = 5  # policies of one number of blocks that may become a fair rival
 
 
 def measure_rivals(model, data, ours, seed=0, workers=0):
@@ -51,11 +52,16 @@ def pooled(results):
 
 
 def best_static(model, data, keep, start=(), workers=0):
-    """The policy of `keep` blocks for all images with the best accuracy on validation: u [K].
+    """The best of `good_static`: u [K]."""
+    return good_static(model, data, keep, start, workers)[0]
+
+
+def good_static(model, data, keep, start=(), workers=0):
+    """Policies [K] of `keep` blocks for all images, by their accuracy on validation, best first.
 
     With up to COUNTED blocks, all such policies run on some of the images, and the best of them on
-    all. With more it is searched: SEARCH times, a kept block of the best one so far changes places
-    with a dropped one.
+    all. With more they are searched: SEARCH times, a kept block of the best one so far changes
+    places with a dropped one.
 
     start: policies [K] of `keep` blocks from which the search may begin; it begins from the best of
         them and of the heuristics.
@@ -69,32 +75,34 @@ def best_static(model, data, keep, start=(), workers=0):
         start = all_policies(net.num_blocks, keep)[right.argsort(descending=True)[:FINALISTS]]
         changes = 0
 
-    def accuracy(u):
-        return run_policy(model, data.val, data.crop, u, workers=workers).accuracy
+    def tried(u):
+        return run_policy(model, data.val, data.crop, u, workers=workers).accuracy, u
 
-    best, highest = max(((u, accuracy(u)) for u in start), key=lambda found: found[1])
+    found = sorted(map(tried, start), key=lambda pair: -pair[0])
     generator = seeded("search")
     for _ in range(changes):
         # A random kept block and a random dropped one.
+        best = found[0][1]
         swapped = [
             torch.multinomial((best == bit).float(), 1, generator=generator) for bit in (1, 0)
         ]
         u = best.clone()
         u[torch.cat(swapped)] = torch.tensor([0.0, 1.0])
-        found = accuracy(u)
-        if found > highest:
-            best, highest = u, found
-    return best
+        found = sorted([*found, tried(u)], key=lambda pair: -pair[0])
+    return [u for _, u in found]
 
 
 def static_rivals(model, data, resnet, workers=0):
-    """The policies to train as long as BlockDrop: of k and k + 1 blocks, around its mean FLOPs.
+    """The policies that may be trained as long as BlockDrop, around its mean FLOPs.
 
-    Each has the best accuracy on validation for the pretrained ResNet that BlockDrop began with.
+    Those of k and of k + 1 blocks have the best accuracies on validation for the pretrained ResNet
+    that BlockDrop began with. That says little of what they are once they are trained, so there are
+    several candidates, for a short trial.
 
     model: the `BlockDrop` that was trained.
     resnet: the file of the pretrained ResNet.
-    Returns these two, as K digits 0 or 1, and the paper's heuristics of k blocks: "first:3", ...
+    Returns lists of candidates: of k blocks, of k + 1, each as K digits 0 or 1; and the paper's
+    heuristics of k blocks, ["first:3"], ...
     """
     ours = run_policy(model, data.val, data.crop, workers=workers)
     cost = resnet_cost(model.resnet, data.crop)
@@ -103,12 +111,12 @@ def static_rivals(model, data, resnet, workers=0):
     load_foreign(pretrained.resnet, resnet)
     keep = int((ours.flops_mean - cost.fixed) / max(cost.blocks))  # or more: blocks differ in cost
     keep = min(max(keep, 1), K - 1)
-    found = [best_static(pretrained, data, keep, workers=workers)]
-    while len(found) < 2 or (cost.of(found[-1]) < ours.flops_mean and keep < K):
+    found = [good_static(pretrained, data, keep, workers=workers)[:TRIALS]]
+    while len(found) < 2 or (min(map(cost.of, found[-1])) < ours.flops_mean and keep < K):
         keep += 1
-        found.append(best_static(pretrained, data, keep, workers=workers))
-    heuristics = [f"{kind}:{keep - 1}" for kind in ("first", "random", "distribute")]
-    return [digits(u) for u in found[-2:]] + heuristics
+        found.append(good_static(pretrained, data, keep, workers=workers)[:TRIALS])
+    heuristics = [[f"{kind}:{keep - 1}"] for kind in ("first", "random", "distribute")]
+    return [list(dict.fromkeys(map(digits, some))) for some in found[-2:]] + heuristics
 
 
 def dealt_loss(model, data, ours, seed=0, workers=0):
