@@ -1,16 +1,17 @@
 """The embedded data set: drawn shapes of ten classes, each image with a known difficulty.
 
 It needs no file and no network. The paper shows by eye that harder images keep more blocks; here
-difficulty is a number, so that this can be measured. An easy image has a colour typical of its
-class, which the first layers can see. As difficulty grows, the colour fades, contrast falls, and
-noise, clutter (strokes), occlusion (a bar) and turning grow, until only the form tells the class.
+difficulty is a number, so that this can be measured. An easy image, half of them, has one shape in
+a colour typical of its class, which the first layers can see. A hard one has grey shapes, turned
+any way and up to four of them: the one that is underlined names the class, so that a network has
+to read forms, and then to find out which of them counts.
 """
 
 import math
 
 import torch
 
-FADED = 0.65  # the difficulty from which on an image is grey
+HARD = 0.5  # the difficulty from which on images are grey, turned, and of up to four shapes
 
 
 def polygon(points, p):
@@ -105,10 +106,10 @@ def outline(labels, grid, centre, angle, scale):
     return distance
 
 
-def stroke(grid, start, direction):
-    """How far each pixel is from a line that runs from `start` along `direction`. -> [N, H, W]"""
-    along = ((grid - start) * direction).sum(-1) / direction.square().sum(-1)
-    return (grid - start - along.clamp(0, 1)[..., None] * direction).norm(dim=-1)
+def underline(grid, centre, scale):
+    """How far each pixel is from the line below a shape, as `outline` tells it. -> [N, H, W]"""
+    x, y = ((grid - centre) / scale[..., None]).unbind(-1)
+    return torch.maximum(x.abs() - 0.85, (y - 1.12).abs() - 0.14)
 
 
 def ink(distance):
@@ -124,52 +125,54 @@ def paint(image, colour, cover):
 def draw(labels, difficulty, generator, size=32):
     """Draws one image for each label and difficulty. [N], [N] -> uint8 [N, 3, size, size]"""
     d = difficulty.view(-1, 1, 1)
+    hard = d >= HARD
 
     def uniform(low, high, *shape):  # [N, 1, 1, *shape]
         return low + (high - low) * torch.rand(len(d), 1, 1, *shape, generator=generator)
 
-    def between(easy, hard):  # [N, 1, 1]
-        return easy + (hard - easy) * d
-
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # [H, W, 2]
-    scale = uniform(0.5, 0.75)
-    angle = uniform(-1, 1) * between(0.15, 0.55)
-    centre = uniform(-1, 1, 2) * (0.8 - scale)[..., None]
-    distance = outline(labels, grid, centre, angle, scale)
 
-    # Grey of some brightness; easy shapes are blended with the colour of their class.
+    # Grey of some brightness; easy shapes have the colour of their class, paler as d grows.
     grey = uniform(0.15, 0.45)
-    tone = (grey + between(0.5, 0.29)).clamp(0, 1)[:, None].expand(-1, 3, 1, 1)
-    turned_hue = labels / len(SHAPES) + (uniform(-1, 1) * between(0.01, 0.12)).flatten()
-    typical = hue(turned_hue % 1)[..., None, None]
-    colour = torch.lerp(tone, typical, (1 - d / FADED).clamp(0, 1).sqrt()[:, None])
+    wander = (uniform(-1, 1) * (0.01 + 0.06 * d)).flatten()
+    typical = hue((labels / len(SHAPES) + wander) % 1)[..., None, None]  # [N, 3, 1, 1]
+    colour = torch.lerp(typical, (grey + 0.4)[:, None], torch.where(hard, 1, 0.6 * d)[:, None])
 
     ground = grey + (uniform(-0.12, 0.12, 2) * grid).sum(-1)  # brighter to one side
     image = ground[:, None].expand(-1, 3, -1, -1)
-    for i in range(4):  # clutter in the colour of the shape, the more the harder
-        start = uniform(-1, 1, 2)
-        line = ink(stroke(grid, start, uniform(-0.35, 0.35, 2)) * size / 2 - 0.7)
-        image = paint(image, colour, line * (d > 0.3 + 0.15 * i))
-    image = paint(image, colour, ink(distance * (scale * size / 2)))
-    bar = grid - uniform(-0.5, 0.5, 2)
-    tilt = uniform(0, math.pi)
-    across = (bar * torch.stack([tilt.cos(), tilt.sin()], -1)).sum(-1).abs()
-    image = paint(image, (grey + 0.1)[:, None], ink((across - between(-0.25, 0.115)) * size / 2))
-    noise = torch.randn(image.shape, generator=generator) * between(0.02, 0.09)[:, None]
+
+    # One shape, or up to four, each in its quarter of the image. The first names the class.
+    count = 1 + (4 * (d - HARD) / (1 - HARD)).floor().clamp(0, 3)
+    quarters = torch.rand(len(d), 4, generator=generator).argsort(1)
+    for i in range(4):
+        other = torch.randint(1, len(SHAPES), labels.shape, generator=generator)
+        named = labels if i == 0 else (labels + other) % len(SHAPES)
+        scale = torch.where(hard, uniform(0.32, 0.4), uniform(0.5, 0.75))
+        angle = uniform(-1, 1) * torch.where(hard, math.pi, 0.15)
+        quarter = torch.stack([quarters[:, i] % 2, quarters[:, i] // 2], -1)[:, None, None]
+        quarter = 0.92 * quarter - torch.tensor([0.46, 0.52]) + uniform(-0.04, 0.04, 2)
+        anywhere = uniform(-1, 1, 2) * (0.85 - scale)[..., None]
+        centre = torch.where(hard[..., None], quarter, anywhere)
+        distance = outline(named, grid, centre, angle, scale)
+        if i == 0:
+            distance = torch.minimum(distance, underline(grid, centre, scale))
+        image = paint(image, colour, ink(distance * (scale * size / 2)) * (i < count))
+
+    noise = torch.randn(image.shape, generator=generator) * 0.04
     return ((image + noise).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def make_shapes(count, seed, size=32):
     """`count` images, as many of each class as of any other.
 
-    Difficulty is U^2, U uniform: easy images are commoner. The same arguments give the same images.
+    Difficulty is uniform in [0, 1]. The same arguments give the same images.
 
     Returns images uint8 [count, 3, size, size], labels int64 [count], difficulty [count] in [0, 1].
     """
     generator = torch.Generator().manual_seed(seed)
     labels = (torch.arange(count) % len(SHAPES))[torch.randperm(count, generator=generator)]
-    difficulty = torch.rand(count, generator=generator) ** 2
+    difficulty = torch.rand(count, generator=generator)
     images = torch.empty(count, 3, size, size, dtype=torch.uint8)
     for part in torch.arange(count).split(500):
         images[part] = draw(labels[part], difficulty[part], generator, size)
