@@ -305,6 +305,9 @@ def test_the_handout_promises_the_points_and_the_steps():
     for part, tasks in (("First", classroom.TASKS[:12]), ("Second", classroom.TASKS[12:])):
         total = sum(task["points"] for task in tasks)
         assert re.search(rf"^## {part} assignment: .*\({total} points", text, re.MULTILINE)
+    workflow = (HERE / "classroom.yml").read_text()
+    checks = re.findall(r"command: python check\.py (\d+), .*max-score: (\d+)", workflow)
+    assert checks == [(number, points) for number, _, points in table[:14]]
     steps = "with them 40 %, with all laws that are shown 70 %, with all 100 %"
     assert steps in " ".join(text.split())
 

@@ -6,10 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-import socket
 import tempfile
-import time
-from pathlib import Path
 from unittest.mock import MagicMock, Mock
 from urllib.error import URLError
 
@@ -29,7 +26,6 @@ from blockdrop_min.lab.data import (
     Split,
     augment,
     centre_crop,
-    check_memory,
     load_data,
     seeded,
 )
@@ -257,19 +253,14 @@ def test_the_summary_says_how_many_images_of_how_many_classes_were_read(tmp_path
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
-def test_the_summary_names_what_was_left_out_up_to_three_and_counts_the_others(tmp_path, name):
+def test_the_summary_counts_what_was_left_out_and_names_one(tmp_path, name):
     write_tree(tmp_path)
-    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
     (tmp_path / "train" / "bee" / "no\ntes.txt").touch()
-    (tmp_path / "test" / "Thumbs.db").touch()
-    names = r"train/.ipynb_checkpoints, train/bee/no\ntes.txt, test/Thumbs.db"
-    said = f"; left out: 3 that are no images ({names})"
-    assert folder(tmp_path, name).summary.endswith(said)
-    for i in range(1234):
-        (tmp_path / "train" / "apple" / f"{i:04}.txt").touch()
-    names = "train/.ipynb_checkpoints, train/apple/0000.txt, train/apple/0001.txt, ..."
-    said = f"; left out: 1,237 that are no images ({names})"
-    assert folder(tmp_path, name).summary.endswith(said)
+    for i in range(1233):
+        (tmp_path / "test" / f"{i}.txt").touch()
+    summary = folder(tmp_path, name).summary
+    expected = r"left out: 1,234 that are no images, such as train/bee/no\ntes.txt"
+    assert summary.endswith(f"; {expected}")
 
 
 # -------------------------------------------------------------------------------- what is no use
@@ -325,38 +316,6 @@ def test_a_split_that_leaves_a_part_empty_is_refused_with_what_to_change(tmp_pat
     given = f"--train-images {train or 12} with --val-images {val}"
     with refused(f"{given} cannot be cut from 12 images"):
         folder(write_tree(tmp_path), train_images=train, val_images=val)
-
-
-@pytest.mark.parametrize("name", ["shapes", "folder"])
-def test_images_that_do_not_fit_into_memory_are_refused_with_what_to_change(tmp_path, name):
-    with refused(r"GiB.*--image-size.*--train-images"):
-        folder(write_tree(tmp_path), name, image_size=300_000, train_images=12)
-
-
-# What the system says of its memory, and how many bytes are free:
-FREE = {
-    "a machine's": ({"meminfo": "MemAvailable:   2 kB", "memory.max": "max"}, 2048),
-    "a container's": ({"meminfo": "MemAvailable:   1000 kB", "memory.max": "2000\n"}, 2000),
-    "not said": ({}, 2**60),
-}
-
-
-@pytest.mark.parametrize("kind", FREE)
-def test_as_many_bytes_are_allowed_as_the_system_says_are_free(monkeypatch, kind):
-    texts, free = FREE[kind]
-    monkeypatch.setattr(Path, "read_text", lambda path: texts.get(path.name) or os.stat("/nowhere"))
-    check_memory(free)
-    if texts:
-        with refused("GiB"):
-            check_memory(free + 1)
-
-
-def test_images_as_they_are_are_counted_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "read_text", lambda path: "MemAvailable:   4 kB")
-    write_tree(tmp_path)  # 12 images of 8 x 8 x 3 bytes, twice, are 4.5 KiB
-    with refused("GiB"):
-        folder(tmp_path)
-    assert len(folder(tmp_path, train_images=10).train) == 7
 
 
 # ------------------------------------------------------------------------- batches that go wrong
@@ -417,7 +376,7 @@ def test_a_temporary_folder_with_a_long_path_is_one_line_before_the_first_batch(
     (tmp_path / ("x" * 100)).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
-    with refused("AF_UNIX path too long.*TMPDIR.*--workers 0"):
+    with refused("AF_UNIX path too long.*TMPDIR, --workers 0"):
         list(reading().batches(4, workers=1))
 
 
@@ -485,17 +444,3 @@ def test_without_a_network_one_line_says_which_file_to_put_where(monkeypatch, na
     monkeypatch.setattr(kind, "__init__", Mock(side_effect=problem))
     with refused(rf"{name} is not in /some/where.*put {CIFAR[name][0]} there; --data-dir"):
         load_data(name, "/some/where")
-    assert socket.getdefaulttimeout() is None  # other connections keep their patience
-
-
-@both
-def test_a_server_that_does_not_answer_is_one_line_soon(tmp_path, monkeypatch, name):
-    assert 2 * data_module.PATIENCE < 20  # seconds for two tries
-    monkeypatch.setattr(data_module, "PATIENCE", 0.3)
-    started = time.monotonic()
-    with socket.create_server(("127.0.0.1", 0)) as server:  # the system connects, nobody answers
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/cifar.tar.gz"
-        monkeypatch.setattr(getattr(datasets, name.upper()), "url", url)
-        with refused(f"{name} is not in {tmp_path} and could not be downloaded"):
-            load_data(name, tmp_path)
-    assert time.monotonic() - started < 5

@@ -20,7 +20,7 @@ from helpers import (
 from runs import refused
 
 from blockdrop_min import BlockDrop, load_foreign, policy_net, resnet
-from blockdrop_min.lab.weights import fitting, start_policy
+from blockdrop_min.lab.weights import start_policy
 
 FAMILIES = pytest.mark.parametrize("family", ["cifar", "imagenet"])
 
@@ -110,7 +110,7 @@ def test_what_is_ignored_beside_an_agent_is_left_over_beside_a_resnet(name):
     load_foreign(agent, {**agent.state_dict(), name: torch.zeros(1)})
     weights = {**net.state_dict(), name: torch.zeros(1)}
     for checkpoint in (weights, {"resnet": weights}):
-        with refused(rf"resnet: 0 tensors missing \[\], 1 left over \['{name}'\]"):
+        with refused(rf"resnet: .* Unexpected key.* \"{name}\""):
             load_foreign(net, checkpoint)
 
 
@@ -179,26 +179,12 @@ def test_a_start_from_unfit_weights_is_refused_and_changes_nothing(tmp_path, val
 
 
 # ---------------------------------------------------------------------------- laws: what is refused
-@pytest.mark.parametrize(
-    ("name", "number", "said"),
-    [("layer1.0.bn1.running_var", -0.1, "too low"),
-     ("layer1.0.bn1.num_batches_tracked", -1, "too low"),
-     ("fc.bias", 1e300, "not finite")],  # it is, but not in the float32 of the network
-)  # fmt: skip
-def test_a_number_that_the_network_cannot_have_is_refused(name, number, said):
+def test_a_number_that_is_not_finite_in_the_networks_precision_is_refused():
     net = small_resnet().float()
     weights = state(net.double())
-    weights[name].view(-1)[0] = number
-    with refused(rf"{name} holds a number that .*{said}", net.float()):
+    weights["fc.bias"][0] = 1e300
+    with refused("holds a number that is not finite", net.float()):
         load_foreign(net, weights)
-
-
-@pytest.mark.parametrize("std", [0, -1, 1e-50])  # the last is 0 in float32
-def test_a_deviation_that_cannot_be_divided_by_is_refused(std):
-    model = torch.nn.Module()
-    model.register_buffer("std", torch.ones(3))
-    with refused("file: std holds a number that is not finite, or too low"):
-        fitting(model, {"std": torch.tensor([1, 1, std], dtype=torch.float64)}, "file")
 
 
 def test_no_name_of_a_file_breaks_the_line_or_fills_it():
@@ -209,27 +195,16 @@ def test_no_name_of_a_file_breaks_the_line_or_fills_it():
             load_foreign(net, content)
 
 
-DTYPE = "{} .*; this network needs torch.float64 "
 REASONS = {  # what is in the place of a tensor, or with it, and what is said of it
-    "missing": (None, r"1 tensors missing \['.*conv2.weight'\], 0 left over"),
-    "left over": (None, r"0 tensors missing \[\], 1 left over \['layer9.0.conv1.weight'\]"),
+    "missing": (None, 'Missing key.* ".*conv2.weight"'),
+    "left over": (None, 'Unexpected key.* "layer9.0.conv1.weight"'),
     "twice": (None, "conv2.weight' is there twice, under two names"),
-    "no tensor": (lambda t: [1.0], "no dense tensor"),
-    "sparse": (lambda t: t.to_sparse(), "no dense tensor"),
-    "meta": (lambda t: t.to("meta"), "no dense tensor"),
-    "nested": (lambda t: torch.nested.nested_tensor(list(t)), "no dense tensor"),
-    "another shape": (lambda t: torch.zeros(2, 2), r"\[2, 2\]; .* needs .* \[\d+, \d+, 3, 3\]"),
+    "no tensor": (lambda t: [1.0], "conv2.weight.*received <class 'list'>"),
+    "another shape": (lambda t: torch.zeros(2, 2), r"size mismatch for .*\[2, 2\]"),
     "nan": (lambda t: t * torch.nan, "holds a number that is not finite"),
     "inf": (lambda t: t / 0, "holds a number that is not finite"),
-    "integers": (lambda t: t.int(), DTYPE.format("torch.int32")),
-    "booleans": (lambda t: t > 0, DTYPE.format("torch.bool")),
-    "complex": (lambda t: torch.complex(t, t), DTYPE.format("torch.complex128")),
-    "eight bits": (lambda t: t.to(torch.float8_e4m3fn), DTYPE.format("torch.float8_e4m3fn")),
-    "quantized": (lambda t: torch.quantize_per_tensor(t.float(), 1.0, 0, torch.qint8),
-                  DTYPE.format("torch.qint8")),
-}  # fmt: skip
+}
 faults = pytest.mark.parametrize("fault", REASONS)
-pytestmark = pytest.mark.filterwarnings("ignore:.*(nested|quantize)")  # PyTorch calls them old
 
 
 def spoil(weights, fault):
@@ -264,10 +239,8 @@ def test_an_authors_checkpoint_with_a_fault_in_one_network_changes_neither(part,
         load_foreign(model, checkpoint)
 
 
-CURRICULUM = {"agent": {}, "epoch": 3}
 net, deeper = small_resnet, lambda: small_resnet((1, 2, 1))
 weights, others = net().state_dict(), net(classes=7).state_dict()
-counts = {**weights, "bn1.num_batches_tracked": torch.tensor(True)}
 WRONG = {  # kind -> a model, what it is given, and what is said
     "one network for two": (
         pair,
@@ -276,12 +249,11 @@ WRONG = {  # kind -> a model, what it is given, and what is said
     ),
     "no agent": (pair, {"resnet": weights}, r"checkpoint holds no `agent`; it has \['resnet'\]"),
     "no resnet": (net, {"agent": {}, "epoch": 3}, r"no `resnet`; it has \['agent', 'epoch'\]"),
-    "another depth": (deeper, weights, "resnet: 10 tensors missing"),
-    "other classes": (net, others, r"fc.weight is .* \[7, 5\]; this network needs .* \[5, 5\]"),
-    "counts that are booleans": (net, counts, r"num_batches_tracked is torch.bool"),
-    "nothing": (net, {}, r"checkpoint, resnet: \d+ tensors missing"),
-    "no name": (net, {1: torch.zeros(1)}, r"checkpoint, resnet: \d+ tensors missing"),
-    "empty parts": (net, {"resnet": {}, "agent": {}}, r"resnet: \d+ tensors missing"),
+    "another depth": (deeper, weights, r"resnet: .* Missing key.* \"layer2.1.conv1.weight\""),
+    "other classes": (net, others, r"size mismatch for fc.weight: .*\[7, 5\].*\[5, 5\]"),
+    "nothing": (net, {}, "checkpoint, resnet: .*Missing key"),
+    "no name": (net, {1: torch.zeros(1)}, "checkpoint, resnet: .*Missing key"),
+    "empty parts": (net, {"resnet": {}, "agent": {}}, "resnet: .*Missing key"),
 }
 
 
