@@ -107,11 +107,6 @@ def test_nothing_of_a_fast_copy_has_a_gradient():
     assert not logits.is_inference()  # it may be used where a gradient is taken
 
 
-def test_a_large_batch_is_the_same_as_its_images_one_by_one():
-    quick, x, u = fast(small()), images(67).float(), policies(67, 3)
-    assert_close(quick(x, u), torch.cat([quick(x[i : i + 1], u[i]) for i in range(67)]))
-
-
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 def test_inf_and_nan_of_a_dropped_block_reach_no_image(bad):
     net = small()
