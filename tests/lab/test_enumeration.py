@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import every_policy, pair, seeds, small_policy_net, small_resnet
-from hypothesis import given
+from helpers import assert_same, every_policy, pair, rng, small_policy_net, small_resnet
 from runs import small_data, split
 
 from blockdrop_min import BlockDrop, resnet_cost, reward
@@ -48,10 +47,11 @@ def test_the_best_policy_of_a_group_has_the_highest_mean_reward():
     # K = 2, gamma 1. Right under {none, one block, both}: rewards 1, 3/4, 0; wrong -1.
     correct = right_under([1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 1])
     # Images 0, 1: (1 - 1) / 2, (3/4 + 3/4) / 2, 0. Images 2, 3: -1, -1, 0.
-    best = best_by_group(correct, NO_ONE_OR_BOTH, 1.0, torch.tensor([0, 0, 1, 1]))
-    assert best[:2].tolist() == [1, 2]
     # Of all images: (1 - 3) / 4, (3/4 + 3/4 - 2) / 4, 0: what groups without images get.
-    assert best[2:].tolist() == [2] * (BINS - 2)
+    best = best_by_group(correct, NO_ONE_OR_BOTH, 1.0, torch.tensor([0, 0, 1, 1]))
+    assert best.tolist() == [1, 2] + [2] * (BINS - 2)
+    first = best_by_group(correct[:, :1].expand(4, 3), torch.ones(3, 2), 1.0, torch.zeros(4).long())
+    assert first[0] == 0, "of equal policies the first"
 
 
 @pytest.mark.parametrize(("gamma", "best"), [(0.0, 0), (1.0, 1), (4.0, 2)])
@@ -59,14 +59,7 @@ def test_a_larger_penalty_chooses_more_blocks(gamma, best):
     # Of five images none, one and both blocks are right on 3, 4 and 5. Sums of rewards:
     # 3 - 2 gamma, 4 x 3/4 - gamma, 0.
     correct = right_under([1, 1, 1], [1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1])
-    everyone = torch.zeros(5, dtype=torch.int64)
-    assert best_by_group(correct, NO_ONE_OR_BOTH, gamma, everyone)[0] == best
-
-
-def test_of_equal_policies_the_first_is_chosen():
-    u = torch.tensor([[0.0, 1], [1, 0]])
-    correct = right_under([1, 0], [0, 1], [1, 1])
-    assert best_by_group(correct, u, 1.0, torch.zeros(3, dtype=torch.int64))[0] == 0
+    assert best_by_group(correct, NO_ONE_OR_BOTH, gamma, torch.zeros(5).long())[0] == best
 
 
 def test_images_of_like_confidence_get_what_is_best_for_theirs():
@@ -81,9 +74,10 @@ def test_images_of_like_confidence_get_what_is_best_for_theirs():
 
 
 def test_no_test_image_moves_the_choice_of_another():
-    generator = torch.Generator().manual_seed(0)
-    val = torch.rand(60, 3, generator=generator) < 0.6, torch.rand(60, generator=generator)
-    test = torch.rand(40, 3, generator=generator) < 0.6, torch.rand(40, generator=generator)
+    g = rng(0)
+    val, test = (
+        (torch.rand(n, 3, generator=g) < 0.6, torch.rand(n, generator=g)) for n in (60, 40)
+    )
     whole = choose(val, test, NO_ONE_OR_BOTH, 1.0)
     assert len(whole["by confidence"].unique()) > 1
     for i in range(40):
@@ -95,14 +89,12 @@ def test_no_test_image_moves_the_choice_of_another():
 @pytest.mark.parametrize("family", ["cifar", "imagenet"])
 @pytest.mark.parametrize("segments", [(1, 1, 1), (2, 1), (1, 2, 2)])
 def test_counting_equals_running_each_policy_alone(segments, family):
-    model = exact_pair(segments, family)
-    part = split(23)
+    model, part = exact_pair(segments, family), split(23)
     found, confidence = count(model, part, 9)
     for p, u in enumerate(all_policies(sum(segments))):
         assert torch.equal(found[:, p], run_policy(model, part, 9, u).correct), u.tolist()
     assert len(found.unique(dim=1).t()) > 1
-    full = model.resnet(model.prepare(part.images)).softmax(1).amax(1)
-    torch.testing.assert_close(confidence, full)
+    assert_same(confidence, model.resnet(model.prepare(part.images)).softmax(1).amax(1))
 
 
 @pytest.mark.parametrize("keep", range(4))
@@ -112,14 +104,11 @@ def test_those_of_some_blocks_are_counted_alone(keep):
     assert torch.equal(some, whole[:, all_policies(3).sum(1) == keep])
 
 
-@given(seeds)
-def test_more_images_than_fit_a_batch_are_counted_alike(seed):
+def test_more_images_than_fit_a_batch_are_counted_alike(monkeypatch):
     model = exact_pair()
-    whole = count(model, split(23, seed), 9)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(enumeration, "BATCH", 5)
-        for one, other in zip(whole, count(model, split(23, seed), 9), strict=True):
-            torch.testing.assert_close(one, other)
+    whole = count(model, split(23), 9)
+    monkeypatch.setattr(enumeration, "BATCH", 5)
+    assert_same(count(model, split(23), 9), whole)
 
 
 @pytest.mark.parametrize(("keep", "expected"), [(None, [1, 2, 4]), (1, [1, 1, 1]), (2, [1, 2, 2])])
@@ -127,11 +116,7 @@ def test_policies_that_begin_alike_share_their_beginning(keep, expected):
     model = exact_pair((1, 1, 1))
     calls = [0, 0, 0]
     for k, block in enumerate(model.resnet.blocks):
-
-        def counting(module, x, output, k=k):
-            calls[k] += 1
-
-        block.conv1.register_forward_hook(counting)
+        block.conv1.register_forward_hook(lambda *_, k=k: calls.__setitem__(k, calls[k] + 1))
     count(model, split(4), 9, keep=keep)
     assert calls == expected
 
@@ -167,9 +152,8 @@ def test_the_one_policy_for_all_is_the_best_on_validation_measured_on_test(count
     model, data, _, found = counted
     best = alone(model, data.val, 1.0)[0].mean(0).argmax()
     expected = alone(model, data.test, 1.0)[0][:, best].mean().item()
-    assert found["best_static_reward"] == pytest.approx(expected)
     row = found["policies"]["one for all"]
-    assert row["reward"][0] == pytest.approx(expected)
+    assert row["reward"][0] == found["best_static_reward"] == pytest.approx(expected)
     assert row["policy"] == digits(every_policy(4)[best])
 
 
@@ -177,12 +161,10 @@ def test_the_one_policy_for_all_is_the_best_on_validation_measured_on_test(count
 def test_the_frontier_holds_the_best_policy_of_each_number_of_blocks(counted, keep):
     model, data, _, found = counted
     name = list(found["frontier"])[keep]
+    val, test = (alone(model, part, 1.0)[1].double().mean(0) for part in (data.val, data.test))
+    index = [digits(u) for u in every_policy(4)].index(name)
     assert name.count("1") == keep
-    val = alone(model, data.val, 1.0)[1].double().mean(0)
-    of_size = every_policy(4).sum(1) == keep
-    index = (every_policy(4) == torch.tensor([float(u) for u in name])).all(1)
-    assert val[index].item() == val[of_size].max().item()
-    test = alone(model, data.test, 1.0)[1].double().mean(0)
+    assert val[index] == val[every_policy(4).sum(1) == keep].max()
     assert found["frontier"][name]["accuracy"] == pytest.approx(test[index].item())
 
 
@@ -213,16 +195,13 @@ def test_a_look_by_the_full_network_is_paid_for(counted):
 
 
 def test_no_choice_but_the_bound_sees_the_labels_of_the_test_set():
-    model = exact_pair((1, 2, 1))
-    data = small_data(80)
+    model, data = exact_pair((1, 2, 1)), small_data(80)
     found = enumerate_policies(model, data, 1.0)
     data.test.labels.copy_((data.test.labels + 1) % 5)
     other = enumerate_policies(model, data, 1.0)
-    differ = [
-        n for n, row in found["policies"].items() if row["blocks"] != other["policies"][n]["blocks"]
-    ]
-    assert differ == ["each image's best"]
-    assert list(found["frontier"]) == list(other["frontier"])
+    rows = found["policies"].items()
+    differ = [n for n, row in rows if row["blocks"] != other["policies"][n]["blocks"]]
+    assert differ == ["each image's best"] and [*found["frontier"]] == [*other["frontier"]]
 
 
 # ------------------------------------------------------------------------------------------ edges

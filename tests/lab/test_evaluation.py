@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import masks, pair, policies, rng, seeds
+from helpers import assert_equal, masks, pair, policies, rng, seeds, state
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import same, split
@@ -10,73 +10,48 @@ from runs import same, split
 from blockdrop_min import force_on, policy_cost, resnet_cost
 from blockdrop_min.lab import evaluation
 from blockdrop_min.lab.data import Split, centre_crop
-from blockdrop_min.lab.evaluation import (
-    Result,
-    mean_and_error,
-    rank_correlation,
-    run_policy,
-)
+from blockdrop_min.lab.evaluation import Result, mean_and_error, rank_correlation, run_policy
 
-RESULT = Result(
-    correct=torch.tensor([True, False, True, True]),
-    u=torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]]),
-    flops=torch.tensor([50.0, 20.0, 50.0, 80.0]),
-    flops_full=100,
-)
+POLICIES = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]])
+FLOPS = torch.tensor([50.0, 20.0, 50.0, 80.0])
+RESULT = Result(torch.tensor([True, False, True, True]), POLICIES, FLOPS, flops_full=100)
 
 
 # ---------------------------------------------------------------------------------------- by hand
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("accuracy", 3 / 4),
-        ("blocks_mean", (2 + 0 + 2 + 3) / 4),
-        ("blocks_std", ((2 * 0.25**2 + 1.75**2 + 1.25**2) / 4) ** 0.5),  # 2, 0, 2, 3 around 1.75
-        ("distinct_policies", 3),
-        ("flops_mean", 50),
-        ("flops_std", ((0 + 30**2 + 0 + 30**2) / 4) ** 0.5),
-        ("flops_saved", 1 - 50 / 100),
-    ],
-)
-def test_statistics_by_hand(name, value):
-    assert getattr(RESULT, name) == pytest.approx(value)
+def test_statistics_by_hand():
+    expected = {
+        "accuracy": 3 / 4,
+        "blocks_mean": (2 + 0 + 2 + 3) / 4,
+        "blocks_std": ((2 * 0.25**2 + 1.75**2 + 1.25**2) / 4) ** 0.5,  # 2, 0, 2, 3 around 1.75
+        "distinct_policies": 3,
+        "flops_mean": 50,
+        "flops_std": ((0 + 30**2 + 0 + 30**2) / 4) ** 0.5,
+        "flops_saved": 1 - 50 / 100,
+    }
+    assert {name: getattr(RESULT, name) for name in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("a", "b", "rho"),
-    [
-        ([1, 2, 3], [10, 20, 30], 1),
-        ([1, 2, 3], [9, 8, -7], -1),
-        ([1, 2, 3, 4], [2, 1, 4, 3], 0.6),
-        # Ranks 1, 2.5, 2.5, 4: deviations -1.5, 0, 0, 1.5.
-        ([0, 1, 1, 5], [0, 1, 2, 3], 4.5 / (4.5 * 5) ** 0.5),
-        ([2, 2, 2], [1, 2, 3], 0),
-        ([7], [7], 0),
-    ],
-)
+    [([1, 2, 3], [10, 20, 30], 1), ([1, 2, 3], [9, 8, -7], -1), ([1, 2, 3, 4], [2, 1, 4, 3], 0.6),
+     ([0, 1, 1, 5], [0, 1, 2, 3], 4.5 / (4.5 * 5) ** 0.5),  # ranks 1, 2.5, 2.5, 4
+     ([2, 2, 2], [1, 2, 3], 0), ([7], [7], 0)],
+)  # fmt: skip
 def test_rank_correlations_by_hand(a, b, rho):
     assert rank_correlation(torch.tensor(a), torch.tensor(b)) == pytest.approx(rho)
 
 
 def test_the_standard_error_is_the_deviation_over_the_root_of_the_number():
     # 1, 2, 3, 6: mean 3, squared deviations 4, 1, 0, 9, variance 14 / 3, error sqrt(14 / 12)
-    values = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    assert mean_and_error(values) == pytest.approx((3, (14 / 12) ** 0.5))
-
-
-def test_a_mean_and_its_error_are_numbers():
-    for values in (torch.ones(1), torch.ones(4).double()):
-        assert [type(number) for number in mean_and_error(values)] == [float, float]
-
-
-def test_a_single_value_has_no_standard_error():
-    assert mean_and_error(torch.tensor([4.0])) == (4, 0)
+    found = mean_and_error(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert found == pytest.approx((3, (14 / 12) ** 0.5))
+    alone = mean_and_error(torch.tensor([4.0]))
+    assert alone == (4, 0) and {type(number) for number in found + alone} == {float}
 
 
 # -------------------------------------------------------------------------------------- two roads
 def test_running_the_policy_equals_one_image_at_a_time_through_the_model():
-    model = pair()
-    part = split(40)
+    model, part = pair(), split(40)
     result = run_policy(model, part, 9)
     for i in range(40):
         logits, u = model(part.images[i : i + 1])
@@ -86,9 +61,7 @@ def test_running_the_policy_equals_one_image_at_a_time_through_the_model():
 
 @given(seeds, st.booleans())
 def test_a_given_policy_is_run_image_by_image(seed, one_for_all):
-    model = pair()
-    part = split(7, seed)
-    u = policies(7, 3, seed).float()
+    model, part, u = pair(), split(7, seed), policies(7, 3, seed).float()
     u = u[0].expand(7, 3) if one_for_all else u
     result = run_policy(model, part, 9, u[0] if one_for_all else u)
     logits = model.resnet(model.prepare(part.images), u)
@@ -97,30 +70,24 @@ def test_a_given_policy_is_run_image_by_image(seed, one_for_all):
 
 
 def test_images_are_cropped_in_the_middle():
-    model = pair()
-    part = split(9, size=13)
+    model, part = pair(), split(9, size=13)
     cropped = Split(centre_crop(part.images, 9), part.labels)
     assert same(run_policy(model, part, 9), run_policy(model, cropped, 9))
 
 
-def test_more_images_than_fit_a_batch_change_nothing(monkeypatch):
-    model = pair()
-    part = split(23)
-    u = policies(23, 3).float()
-    whole = [run_policy(model, part, 9), run_policy(model, part, 9, u)]
+@pytest.mark.parametrize("u", [None, policies(23, 3).float()])
+def test_more_images_than_fit_a_batch_change_nothing(monkeypatch, u):
+    model, part = pair(), split(23)
+    whole = run_policy(model, part, 9, u)
     monkeypatch.setattr(evaluation, "BATCH", 5)
-    parts = [run_policy(model, part, 9), run_policy(model, part, 9, u)]
-    assert all(same(one, other) for one, other in zip(whole, parts, strict=True))
+    assert same(run_policy(model, part, 9, u), whole)
 
 
 def test_flops_are_those_of_the_kept_blocks_and_of_the_policy_network():
     model = pair()
-    result = run_policy(model, split(20), 9)
-    cost = resnet_cost(model.resnet, 9)
-    for u, flops in zip(result.u.tolist(), result.flops.tolist(), strict=True):
-        blocks = sum(b for b, keep in zip(cost.blocks, u, strict=True) if keep)
-        assert flops == cost.fixed + blocks + policy_cost(model.policy, 9)
-    assert result.flops_full == cost.full
+    result, cost = run_policy(model, split(20), 9), resnet_cost(model.resnet, 9)
+    assert torch.equal(result.flops, cost.of(result.u) + policy_cost(model.policy, 9))
+    assert len(result.flops.unique()) > 1 and result.flops_full == cost.full
 
 
 @pytest.mark.parametrize("fixed", [None, [1.0, 0.0, 1.0]])
@@ -149,17 +116,16 @@ def test_rank_correlation_is_the_correlation_of_the_ranks(seed, count):
 
 @given(masks(3))
 def test_blocks_that_are_not_free_are_kept(free):
-    model = pair()
-    part = split(30)
+    model, part = pair(), split(30)
     u = run_policy(model, part, 9).u
     assert torch.equal(run_policy(model, part, 9, free=free).u, force_on(u, free))
 
 
 def test_measuring_leaves_no_trace_in_the_networks():
     model = pair().train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = state(model)
     run_policy(model, split(), 9)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert_equal(state(model), before)
     assert not any(module.training for module in model.modules())
 
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
-from runs import solid, write_tree
+from runs import refused, solid, write_tree
 from torchvision.models import ResNet101_Weights
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
@@ -61,14 +61,10 @@ def seen(folder, content):
     return pixels(open_image(folder / "a.png"))
 
 
-def refusal(path):
-    """The one line with which a file is refused."""
-    with pytest.raises(ValueError) as raised:
+def refuse(path, said=""):
+    """The file is refused in one line that names it and says this."""
+    with refused(f"^{path} cannot be read as an image.*{said}"):
         open_image(path)
-    message = str(raised.value)
-    assert message.isprintable()
-    assert f"{path} cannot be read as an image" in message
-    return message
 
 
 @pytest.fixture
@@ -95,7 +91,7 @@ def test_each_grey_of_16_bits_is_scaled_to_8_and_rounded_to_the_nearest(tmp_path
 @pytest.mark.parametrize(("mode", "suffix"), [("I", "tif"), ("F", "tif"), ("F", "pfm")])
 def test_pixels_of_32_bits_are_refused_with_what_to_do(tmp_path, mode, suffix):
     Image.new(mode, (4, 4), 300).save(tmp_path / f"wide.{suffix}")
-    assert "save it with 8 or 16 bits" in refusal(tmp_path / f"wide.{suffix}")
+    refuse(tmp_path / f"wide.{suffix}", "save it with 8 or 16 bits")
 
 
 Turn = Image.Transpose
@@ -176,11 +172,10 @@ def test_what_is_transparent_shows_white(tmp_path, kind):
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_an_alpha_channel_that_is_0_everywhere_is_none(tmp_path, format):
-    none = two_pixels("RGBA", (*RED, 0), (*BLUE, 0), format=format)
-    assert seen(tmp_path, none) == [[list(RED), list(BLUE)]]
-    some = two_pixels("RGBA", (*RED, 1), (*BLUE, 0), format=format)
-    assert seen(tmp_path, some)[0][1] == [255, 255, 255]
+@pytest.mark.parametrize(("alpha", "other"), [(0, BLUE), (1, (255,) * 3)])
+def test_an_alpha_channel_that_is_0_everywhere_is_none(tmp_path, format, alpha, other):
+    content = two_pixels("RGBA", (*RED, alpha), (*BLUE, 0), format=format)
+    assert seen(tmp_path, content)[0][1] == [*other]
 
 
 def test_what_is_half_transparent_is_mixed_with_white(tmp_path):
@@ -242,13 +237,12 @@ NO_IMAGES = {
 @pytest.mark.parametrize("kind", NO_IMAGES)
 def test_what_is_no_image_is_refused_at_once_in_one_line_that_names_it(tmp_path, at_once, kind):
     NO_IMAGES[kind](tmp_path / "a.png")
-    refusal(tmp_path / "a.png")
+    refuse(tmp_path / "a.png", "repair or remove it")
 
 
 def test_no_name_of_a_file_forges_a_line(tmp_path):
-    with pytest.raises(ValueError, match=r"\\x1b\[31mred\\nready.png cannot be read") as raised:
+    with refused(r"\\x1b\[31mred\\nready.png cannot be read"):
         open_image(tmp_path / "\x1b[31mred\nready.png")
-    assert str(raised.value).isprintable()
 
 
 PROBLEMS = [OSError(n, os.strerror(n)) for n in (errno.EIO, errno.EMFILE, errno.EACCES)]
@@ -261,9 +255,8 @@ def test_what_the_disk_or_memory_refuses_is_not_called_a_bad_image(
 ):
     solid(1).save(tmp_path / "a.png")
     monkeypatch.setattr(where, name, Mock(side_effect=type(problem)(*problem.args)))
-    with pytest.raises(type(problem)) as raised:
+    with pytest.raises(type(problem), match="a.png" if problem.args else None):
         open_image(tmp_path / "a.png")
-    assert "a.png" in str(raised.value) or isinstance(problem, MemoryError)
 
 
 SILENT = """
@@ -360,11 +353,6 @@ def test_of_a_thin_picture_the_middle_is_resized_and_no_more(tmp_path, monkeypat
     monkeypatch.setattr(Image.Image, "resize", noting)
     assert load_image(tmp_path / "a.png", 64).unique().tolist() == [200]
     assert resized == [[64, 64 * THIN]]
-
-
-def test_without_a_size_an_image_stays_as_it_is(tmp_path):
-    noise(7, 5).save(tmp_path / "a.png")
-    assert torch.equal(load_image(tmp_path / "a.png", 0), pil_to_tensor(noise(7, 5)))
 
 
 # ------------------------------------------------------------------------------------------ folders

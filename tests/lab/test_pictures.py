@@ -149,9 +149,7 @@ def test_the_spots_of_a_series_are_joined_in_their_order_and_the_first_series_is
     assert coloured(same, 0) and not coloured(same, 1)
 
 
-def test_the_marks_of_a_series_bear_the_number_that_the_legend_gives_its_name(
-    tmp_path, monkeypatch
-):
+def test_the_marks_of_a_series_bear_its_number_in_the_legend(tmp_path, monkeypatch):
     series = {"ours": [(1e8, 0.8), (4e8, 0.95)], "rival": (2e8, 0.5)}
     texts = written(monkeypatch, lambda: plot(tmp_path, series))
     rows = {text: y for text, (_, y) in texts if text in series}

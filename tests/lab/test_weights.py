@@ -1,10 +1,8 @@
 """Weights made elsewhere: what fits is loaded, everything else is refused and changes nothing."""
 
-import io
 import os
 import pickle
 from collections import OrderedDict
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,12 +17,12 @@ from helpers import (
     small_resnet,
     state,
 )
+from runs import refused
 
 from blockdrop_min import BlockDrop, load_foreign, policy_net, resnet
 from blockdrop_min.lab.weights import start_policy
 
 FAMILIES = pytest.mark.parametrize("family", ["cifar", "imagenet"])
-AGENTS = pytest.mark.parametrize("agent", ["agent", "net"])  # the authors' newer and older name
 
 
 def pair(family="cifar", seed=0):
@@ -33,18 +31,19 @@ def pair(family="cifar", seed=0):
     return BlockDrop(small_resnet(family=family, seed=seed), policy)
 
 
-def policy18(width=2):
-    return policy_net(4, "imagenet", width=width)
-
-
 def authors(model, agent="agent"):
     """The weights of this BlockDrop as a checkpoint of the authors, with what else those hold."""
     heads = {"vnet.weight": torch.zeros(1, 12), "vnet.bias": torch.zeros(1)}
+    older = {"features.fc.weight": torch.zeros(10, 12), "features.fc.bias": torch.zeros(10)}
     networks = {
         "resnet": authors_names(model.resnet.state_dict()),
-        agent: authors_names(model.policy.state_dict()) | heads,
+        agent: authors_names(model.policy.state_dict()) | heads | (older if agent == "net" else {}),
     }
     return {**networks, "epoch": 1600, "reward": 0.52, "acc": 0.936}
+
+
+def policy18(width=2):
+    return policy_net(4, "imagenet", width=width)
 
 
 def under_module(network):
@@ -56,31 +55,11 @@ def saved(content, path):
     return path
 
 
-def saved_bytes(content):
-    torch.save(content, buffer := io.BytesIO())
-    return buffer.getvalue()
-
-
-@contextmanager
-def refused(match, network=None):
-    """What is done is refused in one line, and leaves the network as it was."""
-    before = network and state(network)
-    with pytest.raises(ValueError, match=match) as raised:
-        yield
-    assert str(raised.value).isprintable()
-    assert len(str(raised.value)) < 400
-    if network:
-        assert_equal(state(network), before)
-
-
 # ------------------------------------------------------------------------------------------ by hand
 def test_the_authors_names_by_hand():
-    names = {
-        "layer2.0.downsample.1.weight": "ds.1.1.weight",
-        "layer1.3.bn2.bias": "blocks.0.3.bn2.bias",
-        "features.layer3.0.conv1.weight": "features.blocks.2.0.conv1.weight",
-        "fc.bias": "fc.bias",
-    }
+    names = {"layer2.0.downsample.1.weight": "ds.1.1.weight", "fc.bias": "fc.bias"}
+    names |= {"layer1.3.bn2.bias": "blocks.0.3.bn2.bias"}
+    names |= {"features.layer3.0.conv1.weight": "features.blocks.2.0.conv1.weight"}
     assert list(authors_names(names)) == [*names.values()]
 
 
@@ -102,38 +81,27 @@ def test_a_resnet_takes_a_file_of_torchvision(tmp_path):
     assert_same(ours(x), theirs(x), 1e-5)
 
 
-@AGENTS
+@pytest.mark.parametrize("agent", ["agent", "net"])  # the authors' newer and older name
+@pytest.mark.parametrize("zipped", [True, False, None])  # a file of today, an older one, the dict
 @FAMILIES
-def test_a_blockdrop_takes_both_networks_of_an_authors_checkpoint(family, agent):
+def test_a_blockdrop_takes_both_networks_of_an_authors_checkpoint(tmp_path, family, agent, zipped):
     source, model = pair(family, seed=7), pair(family)
-    assert load_foreign(model, authors(source, agent)) is model
+    checkpoint, path = authors(source, agent), tmp_path / "ckpt.t7"
+    names = [list(part) for part in checkpoint.values() if isinstance(part, dict)]
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=bool(zipped))
+    assert load_foreign(model, checkpoint if zipped is None else str(path)) is model
     assert_equal(state(model), state(source))
-    x = images(3, 33).sigmoid()
-    assert_equal(model.eval()(x), source.eval()(x))
+    assert [list(part) for part in checkpoint.values() if isinstance(part, dict)] == names
 
 
 @FAMILIES
 def test_each_network_takes_its_part_of_an_authors_checkpoint(family):
     source, model = pair(family, seed=7), pair(family)
-    load_foreign(model.resnet, authors(source))
-    load_foreign(model.policy, authors(source))
-    assert_equal(state(model), state(source))
-
-
-@AGENTS
-def test_a_policy_net_takes_a_curriculum_checkpoint_which_holds_the_agent_only(agent):
-    source, net = pair(seed=7), small_policy_net(3)
-    checkpoint = authors(source, agent)
-    del checkpoint["resnet"]
-    assert_equal(state(load_foreign(net, checkpoint)), state(source.policy))
-
-
-def test_an_older_agents_classifier_and_value_head_are_ignored():
-    source, net = pair(seed=7), small_policy_net(3)
     checkpoint = authors(source)
-    head = {"features.fc.weight": torch.zeros(10, 12), "features.fc.bias": torch.zeros(10)}
-    checkpoint["agent"] |= head
-    assert_equal(state(load_foreign(net, checkpoint)), state(source.policy))
+    load_foreign(model.resnet, checkpoint)
+    del checkpoint["resnet"]  # a curriculum checkpoint holds the agent only
+    load_foreign(model.policy, checkpoint)
+    assert_equal(state(model), state(source))
 
 
 @pytest.mark.parametrize("name", ["vnet.weight", "features.fc.bias"])
@@ -147,19 +115,10 @@ def test_what_is_ignored_beside_an_agent_is_left_over_beside_a_resnet(name):
 
 
 def test_a_deeper_network_of_bottlenecks_takes_the_authors_names():
-    # 11: numbers of two digits
-    options = dict(segments=(3, 2, 11), widths=(2, 3, 4), family="imagenet", bottleneck=True)
-    source, net = small_resnet(seed=1, **options), small_resnet(**options)
+    shape = (3, 2, 11), (2, 3, 4), 5, "imagenet", True  # 11: numbers of two digits
+    source, net = small_resnet(*shape, seed=1), small_resnet(*shape)
     load_foreign(net, {"resnet": authors_names(source.state_dict()), "agent": {}})
     assert_equal(state(net), state(source))
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_files_old_and_new_are_read(tmp_path, zipped):
-    source, model = pair(seed=7), pair()
-    torch.save(authors(source), tmp_path / "ckpt.t7", _use_new_zipfile_serialization=zipped)
-    load_foreign(model, str(tmp_path / "ckpt.t7"))
-    assert_equal(state(model), state(source))
 
 
 @pytest.mark.parametrize(("has_it", "count"), [(True, 12), (False, 7)])
@@ -170,13 +129,6 @@ def test_num_batches_tracked_is_the_files_or_stays_where_the_file_has_none(has_i
     weights = source.state_dict()
     load_foreign(net, weights if has_it else {"resnet": authors_names(weights), "agent": {}})
     assert net.bn1.num_batches_tracked == count
-
-
-def test_the_checkpoint_stays_as_it_is():
-    checkpoint = authors(pair(seed=7))
-    names = [list(checkpoint["resnet"]), list(checkpoint["agent"])]
-    load_foreign(pair(), checkpoint)
-    assert [list(checkpoint["resnet"]), list(checkpoint["agent"])] == names
 
 
 @pytest.mark.parametrize("name", ["state_dict", "model"])
@@ -287,43 +239,30 @@ def test_an_authors_checkpoint_with_a_fault_in_one_network_changes_neither(part,
         load_foreign(model, checkpoint)
 
 
-@pytest.mark.parametrize("part", ["resnet", "agent"])
-def test_a_blockdrop_needs_both_networks(part):
-    model, checkpoint = pair(), authors(pair(seed=7))
-    del checkpoint[part]
-    with refused(f"holds no `{part}`; it has ", model):
-        load_foreign(model, checkpoint)
-
-
-CURRICULUM = {"agent": {}, "epoch": 3}
+net, deeper = small_resnet, lambda: small_resnet((1, 2, 1))
+weights, others = net().state_dict(), net(classes=7).state_dict()
 WRONG = {  # kind -> a model, what it is given, and what is said
     "one network for two": (
         pair,
-        small_resnet().state_dict(),
+        weights,
         r"checkpoint holds no `resnet`; it has \['conv1.weight'",
     ),
-    "the agent only": (small_resnet, CURRICULUM, r"no `resnet`; it has \['agent', 'epoch'\]"),
-    "another depth": (
-        lambda: small_resnet((1, 2, 1)),
-        small_resnet().state_dict(),
-        r"resnet: .* Missing key.* \"layer2.1.conv1.weight\"",
-    ),
-    "other classes": (
-        small_resnet,
-        small_resnet(classes=7).state_dict(),
-        r"size mismatch for fc.weight: .*\[7, 5\].*\[5, 5\]",
-    ),
-    "nothing": (small_resnet, {}, "checkpoint, resnet: .*Missing key"),
-    "no name": (small_resnet, {1: torch.zeros(1)}, "checkpoint, resnet: .*Missing key"),
-    "empty parts": (small_resnet, {"resnet": {}, "agent": {}}, "resnet: .*Missing key"),
+    "no agent": (pair, {"resnet": weights}, r"checkpoint holds no `agent`; it has \['resnet'\]"),
+    "no resnet": (net, {"agent": {}, "epoch": 3}, r"no `resnet`; it has \['agent', 'epoch'\]"),
+    "another depth": (deeper, weights, r"resnet: .* Missing key.* \"layer2.1.conv1.weight\""),
+    "other classes": (net, others, r"size mismatch for fc.weight: .*\[7, 5\].*\[5, 5\]"),
+    "nothing": (net, {}, "checkpoint, resnet: .*Missing key"),
+    "no name": (net, {1: torch.zeros(1)}, "checkpoint, resnet: .*Missing key"),
+    "empty parts": (net, {"resnet": {}, "agent": {}}, "resnet: .*Missing key"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_weights_of_something_else_are_refused(kind):
     make, content, said = WRONG[kind]
-    with refused(said):
-        load_foreign(make(), content)
+    model = make()
+    with refused(said, model):
+        load_foreign(model, content)
 
 
 # ------------------------------------------------------------------------------------- edges: files
@@ -337,11 +276,10 @@ class Malicious:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path, plain):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path, zipped):
     evil = {"resnet": Malicious(tmp_path / "trace")}
-    content = pickle.dumps(evil, protocol=2) if plain else saved_bytes(evil)
-    (tmp_path / "evil.pt").write_bytes(content)
+    torch.save(evil, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped)
     with refused(r"evil.pt cannot be read"):
         load_foreign(small_resnet(), tmp_path / "evil.pt")
     assert not (tmp_path / "trace").exists()
