@@ -75,10 +75,8 @@ def best_static(model, data, keep, start=(), workers=0):
     best, highest = max(((u, accuracy(u)) for u in start), key=lambda found: found[1])
     generator = seeded("search")
     for _ in range(changes):
-        # A random kept block and a random dropped one.
-        swapped = [
-            torch.multinomial((best == bit).float(), 1, generator=generator) for bit in (1, 0)
-        ]
+        either = (best, 1 - best)  # a random kept block and a random dropped one
+        swapped = [torch.multinomial(blocks, 1, generator=generator) for blocks in either]
         u = best.clone()
         u[torch.cat(swapped)] = torch.tensor([0.0, 1.0])
         found = accuracy(u)
