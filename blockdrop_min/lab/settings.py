@@ -1,7 +1,7 @@
 """Every setting, with its default, its range and its help; and the presets.
 
-The defaults are the preset `demo`. train.py has a flag for each setting; those of a stage stand in
-the stage's own file.
+train.py has a flag for each setting; those of a stage stand in the stage's own file. Without a
+flag, `python train.py` trains the preset `demo`.
 """
 
 import argparse
@@ -156,12 +156,13 @@ IMAGENET = PAPER | dict(
     policy_half_size=True, pretrain_epochs=0, curriculum_epochs=45, finetune_batch=320,
     finetune_epochs=10, finetune_gamma=5.0, workers=16,
 )  # fmt: skip
+DEMO = {}
 SMOKE = dict(
     depth=8, train_images=600, val_images=100, pretrain_epochs=2, curriculum_epochs=2,
     finetune_epochs=1,
 )  # fmt: skip
 PRESETS = {
-    "demo": {},
+    "demo": DEMO,
     "smoke": SMOKE,
     "cifar10-resnet32": CIFAR10 | {"depth": 32},
     "cifar10-resnet110": CIFAR10 | {"depth": 110},
@@ -184,10 +185,11 @@ def make_parser():
     parser.add_argument("--out", type=expanduser, help="the run's folder; default: runs/<preset>")
     titles = dict.fromkeys(title for title, _ in OPTIONS.values())
     groups = {title: parser.add_argument_group(title) for title in titles}
+    demo = flat(unflat(DEMO))
     for name, (title, f) in OPTIONS.items():
         choices = list(PRESETS) if name == "preset" else f.metadata["choices"]
         text = ": ".join([f.metadata["help"], *([", ".join(choices)] if choices else [])])
-        text = f"{text} (demo: {f.default})".replace("%", "%%")
+        text = f"{text} (demo: {demo[name]})".replace("%", "%%")
         how = {"type": expanduser if f.type is str else f.type, "choices": choices}
         how["metavar"] = f.type.__name__.upper()
         if f.type is bool:

@@ -13,7 +13,7 @@ from blockdrop_min.lab.checkpoint import read, restore
 from blockdrop_min.lab.data import load_data
 from blockdrop_min.lab.evaluation import run_policy
 from blockdrop_min.lab.rivals import dealt_loss
-from blockdrop_min.lab.settings import Settings, unflat
+from blockdrop_min.lab.settings import parse, unflat
 
 RUNS = Path("runs")  # of the folder that they are run in
 GAMMAS = (1, 4, 16)
@@ -42,7 +42,7 @@ def measured(gamma):
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_a_run_is_the_demos_curriculum_with_this_gamma_and_ended(gamma):
     state, settings = run(gamma)
-    demo = Settings()
+    demo = parse([])[0]
     chosen = {name: getattr(run(GAMMAS[0])[1], name) for name in FREE}
     curriculum = replace(demo.curriculum, gamma=gamma)
     assert settings == replace(demo, stages="curriculum", curriculum=curriculum, **chosen)

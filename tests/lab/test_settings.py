@@ -47,7 +47,7 @@ def value_of(name, *arguments):
 # ----------------------------------------------------------------------------------------- by hand
 def test_no_flags_give_the_preset_demo_in_a_folder_of_its_name():
     settings, out, changed = parse([])
-    assert (settings, str(out), changed) == (Settings(), "runs/demo", {})
+    assert (settings, str(out), changed) == (unflat(PRESETS["demo"]), "runs/demo", {})
 
 
 def test_a_flag_overrides_the_preset_and_is_listed_as_a_change():
@@ -122,7 +122,7 @@ def test_every_setting_has_a_flag_in_a_group_with_a_help_text_and_its_default(na
     section = help_text().partition(f" {title}: --")[2]
     assert f"--{flag(name)}"[2:] in section
     assert text in section
-    assert f"(demo: {option.default})" in section
+    assert f"(demo: {flat(unflat(PRESETS['demo']))[name]})" in section
 
 
 def test_a_setting_of_0_says_in_its_help_what_0_means():
