@@ -19,9 +19,8 @@ def make_parser():
     add = partial(parser.add_argument, type=expanduser)
     add("names", nargs="+", metavar="RUN", help="a run's folder, or demo")
     add("--json", dest="json_path", metavar="FILE", help="also write the numbers")
-    parser.add_argument(
-        "--enumerate", dest="enumerated", action="store_true", help="also run all 2^K policies"
-    )
+    how = {"dest": "enumerated", "action": "store_true"}
+    parser.add_argument("--enumerate", **how, help="also run all 2^K policies")
     add("--images", nargs="+", metavar="FILE", help="only answer for these images")
     add("--data-dir", help="folder with the data; default: as in training")
     add("--device", default="auto", help="auto, cpu, cuda, ...")

@@ -63,11 +63,9 @@ class BlockDrop(nn.Module):
     def check(self, x):
         """Images as a tensor [B, 3, H, W], uint8 or float. What they may mean is not guessed."""
         least = 2 if getattr(self.policy, "half_size", False) else 1
-        allowed = (
-            f"they must be [B, 3, H, W], or [B, 1, H, W] if grey, of {least} x {least} pixels or "
-            "more, uint8 (or int16, int32, int64 in 0..255) or floats in [0, 1], not normalised; "
-            "from a file: load_image(path, size)[None] of blockdrop_min.lab.images"
-        )
+        allowed = f"they must be [B, 3, H, W] or [B, 1, H, W], of {least} x {least} pixels or more,"
+        allowed += " uint8, int16, int32 or int64 in 0..255, or floats in [0, 1], not normalised; "
+        allowed += "from a file: load_image(path, size)[None] of blockdrop_min.lab.images"
         try:
             x = torch.as_tensor(x)
         except (TypeError, ValueError, RuntimeError):

@@ -90,9 +90,8 @@ def sample(s_bounded, generator=None):
     generator: where the random numbers come from; None: PyTorch's global one.
     Returns u: [B, K] of 0/1, in s_bounded's dtype.
     """
-    numbers = torch.rand(
-        s_bounded.shape, generator=generator, dtype=s_bounded.dtype, device=s_bounded.device
-    )
+    like = dict(dtype=s_bounded.dtype, device=s_bounded.device)
+    numbers = torch.rand(s_bounded.shape, generator=generator, **like)
     return (numbers < s_bounded).to(s_bounded.dtype)
 
 

@@ -41,7 +41,7 @@ def disk(at=None, act=None):
             operation("write", lambda: super(File, self).write(content[half:]))
 
     def opened(path, mode="r", **options):
-        return File(path, mode) if mode == "xb" else open(path, mode, **options)
+        return File(path, mode) if mode == "wb" else open(path, mode, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "open", opened, raising=False)

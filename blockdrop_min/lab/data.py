@@ -200,9 +200,8 @@ def cifar(name, root, train):
             warnings.simplefilter("ignore")
             data = CIFAR[name](root, train=train, download=True)
     except Exception as problem:  # of many kinds: of the network, the disk, damaged files
-        missing = (
-            f"{name} is not in {root} and could not be downloaded ({shown(str(problem), 200)})"
-        )
+        reason = shown(str(problem), 200)
+        missing = f"{name} is not in {root} and could not be downloaded ({reason})"
         raise ValueError(f"{missing}; put {CIFAR[name].filename} there; {DATA_DIR}") from None
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.tensor(data.targets)), data.classes

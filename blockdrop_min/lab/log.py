@@ -28,9 +28,8 @@ class Log:
     def __init__(self, quiet=False):
         self.console = console(soft_wrap=True, quiet=quiet)
         # Redirected streams, and rich's lock, would be inherited by the processes that read images.
-        streams = {"redirect_stdout": False, "redirect_stderr": False}
-        look = {"transient": True, "disable": not self.console.is_terminal}
-        self.progress = Progress(console=self.console, **look, **streams)
+        how = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+        self.progress = Progress(console=self.console, disable=not self.console.is_terminal, **how)
         self.task = self.progress.add_task("starting")
         self.last_line = time.monotonic()
 

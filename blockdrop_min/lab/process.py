@@ -94,11 +94,9 @@ def first_alone():
     """Process 0 runs the block before the others do: what it downloads is there for them."""
     if rank() > 0:
         dist.barrier()
-    try:
-        yield
-    finally:
-        if rank() == 0 < processes() - 1:
-            dist.barrier()
+    yield
+    if rank() == 0 < processes() - 1:
+        dist.barrier()
 
 
 def my_part(count):

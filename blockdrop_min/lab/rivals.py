@@ -81,11 +81,9 @@ def good_static(model, data, keep, start=(), workers=0):
     found = sorted(map(tried, start), key=lambda pair: -pair[0])
     generator = seeded("search")
     for _ in range(changes):
-        # A random kept block and a random dropped one.
         best = found[0][1]
-        swapped = [
-            torch.multinomial((best == bit).float(), 1, generator=generator) for bit in (1, 0)
-        ]
+        either = (best, 1 - best)  # a random kept block and a random dropped one
+        swapped = [torch.multinomial(blocks, 1, generator=generator) for blocks in either]
         u = best.clone()
         u[torch.cat(swapped)] = torch.tensor([0.0, 1.0])
         found = sorted([*found, tried(u)], key=lambda pair: -pair[0])
