@@ -7,7 +7,6 @@ run in its folder: its `train_one_epoch` is the loop, so read that first.
 import json
 import math
 import os
-import shlex
 import sys
 import time
 from dataclasses import replace
@@ -104,7 +103,6 @@ class Run:
             start = time.perf_counter()
             if time.monotonic() - self.saved > SAVE_EVERY and state["step"] < steps:
                 self.save()
-        self.check_weights()
 
     def generator(self, purpose, device):
         """The generator of this step for one purpose; each process of several has its own."""
@@ -128,17 +126,12 @@ class Run:
         for name, value in sums.items():
             self.state["sums"][name] = self.state["sums"].get(name, 0.0) + value
 
-    def check_weights(self):
-        """Gives the run up if a number that is to be saved is not finite."""
-        if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
-            self.give_up("a weight")
-
     def give_up(self, what):
         """Ends a run that has diverged, by a FloatingPointError."""
         stage, epoch, step = (self.state[name] for name in ("stage", "epoch", "step"))
-        problem = f"{what} is not finite, or the loss above {LARGEST_LOSS:.0e},"
-        advice = f"try a smaller --{stage}-lr, in another --out"
-        raise FloatingPointError(f"{problem} in {stage}, epoch {epoch + 1}, step {step}; {advice}")
+        place = f"{stage}, epoch {epoch + 1}, step {step}; try a smaller --{stage}-lr"
+        problem = f"{what} is not finite, or the loss above {LARGEST_LOSS:.0e}"
+        raise FloatingPointError(f"{problem}, in {place}, in another --out")
 
     def finish_epoch(self, stage):
         """Validates, adds the epoch's row to the metrics, moves on. Returns the row."""
@@ -158,18 +151,17 @@ class Run:
             "train_accuracy": mean["correct"],
             "R": mean.get("R"),
             "A": mean.get("A"),
-            "accuracy": result.accuracy,
-            "blocks_mean": result.blocks_mean,
-            "blocks_std": result.blocks_std,
-            "distinct_policies": result.distinct_policies,
         }
+        measured = ("accuracy", "blocks_mean", "blocks_std", "distinct_policies")
+        row |= {name: getattr(result, name) for name in measured}
         state["metrics"].append(row)
         state.update(epoch=state["epoch"] + 1, step=0, sums={}, seconds=0.0)
         return row
 
     def save(self):
-        """Writes the checkpoint, in the first process."""
-        self.check_weights()
+        """Writes the checkpoint, in the first process, unless a number in it is not finite."""
+        if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
+            self.give_up("a weight")
         networks = {name: self.model.get_submodule(name) for name in ("resnet", "policy")}
         self.state |= {name: network.state_dict() for name, network in networks.items()}
         self.state["optimizer"] = self.optimizer.state_dict()
@@ -181,17 +173,12 @@ class Run:
         """Prints what the run does, on what, and from where it goes on."""
         settings, state, say = self.settings, self.state, self.log.say
         device = self.data.train.labels.device
-        processes, threads = process.processes(), torch.get_num_threads()
+        machine = f"{device}, {process.processes()} process(es), {torch.get_num_threads()} threads"
         arithmetic = "bfloat16" if state["bfloat16"] else "float32"
         batches = ", ".join(f"{name} {s.batch} x {s.epochs}" for name, s in settings.plan.items())
         say(f"preset {settings.preset}, changed: {changed or 'nothing'}; seed {settings.seed}")
-        say(
-            f"folder {self.out}; {device}, {processes} process(es), {threads} threads, "
-            f"{arithmetic}; {versions()}"
-        )
+        say(f"folder {self.out}; {machine}, {arithmetic}; {versions()}")
         say(f"{self.data.summary}; images a step x epochs: {batches}")
-        if state["bfloat16"] and not process.has_bfloat16(device):
-            say("this machine has no instructions for bfloat16: the run goes on in it, but slowly")
         if list(state["mean"]) != list(self.data.mean) or list(state["std"]) != list(self.data.std):
             say("the images have changed since the run began; it keeps its first mean and std")
         if state["metrics"] or state["step"]:
@@ -227,10 +214,9 @@ def make_model(settings, data, state, out):
 
 def new_state(settings, data, device):
     """The state of a run that has not begun."""
-    able = process.has_bfloat16(device)
-    state = {"stage": next(iter(settings.plan)), "epoch": 0, "step": 0, "sums": {}}
-    state |= {"seconds": 0.0, "optimizer": None, "metrics": []}
-    state |= {"bfloat16": able if settings.amp == "auto" else settings.amp == "on"}
+    state = {"stage": next(iter(settings.plan)), "epoch": 0, "step": 0, "sums": {}, "seconds": 0.0}
+    state |= {"optimizer": None, "metrics": [], "bfloat16": settings.amp == "on"}
+    state["bfloat16"] |= settings.amp == "auto" and process.has_bfloat16(device)
     return state | {"classes": data.classes, "mean": data.mean, "std": data.std}
 
 
@@ -239,11 +225,6 @@ def check_data(settings, data, state, out):
     if not (state or settings.resnet or "pretrain" in settings.plan):
         advice = "give it weights with --resnet FILE, or epochs of the stage pretrain"
         raise ValueError(f"nothing pretrains the ResNet; {advice}")
-    halved = settings.policy_half_size and settings.policy == "learned"
-    least = (5 if settings.family == "cifar" else 33) * (2 if halved else 1)
-    if data.crop < least:
-        needed = f"they need {least} or more (--image-size)"
-        raise ValueError(f"images of {data.crop} pixels end in maps of one pixel; {needed}")
     if state and list(state["classes"]) != list(data.classes):
         theirs = f"{len(state['classes'])} classes {list(state['classes'])[:5]}"
         ours = f"{len(data.classes)} {list(data.classes)[:5]}"
@@ -309,15 +290,10 @@ def main(arguments=None):
             run(settings, out, changed, device)
             first = process.rank() == 0
     except KeyboardInterrupt:
-        command = shlex.join(["python", "train.py", *(arguments or sys.argv[1:])])
-        if process.under_torchrun():
-            start = f"torchrun --nproc_per_node={os.environ['WORLD_SIZE']}"
-            command = command.replace("python", start, 1)
-        message = f"stopped; to go on from the last checkpoint, run again: {command}"
+        message = "stopped; the same command goes on from the last checkpoint"
         raise KeyboardInterrupt(message) from None
-    if not first:
-        return 0
-    return report.main([str(out)], data_dir=settings.data_dir, device=settings.device)
+    options = {"data_dir": settings.data_dir, "device": settings.device}
+    return report.main([str(out)], **options) if first else 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class BlockDrop(nn.Module):
     policy: a `PolicyNet` or a `FixedPolicy`.
     mean, std: of pixel values in [0, 1], per channel; images are normalised by them first. Without
         them images are taken as they are, for callers that normalise. They are in the state_dict;
-        one without them, of former times, loads, too, and leaves them as they are.
+        an older one without them loads, too, and leaves them as they are.
     Raises ValueError if the two networks disagree in K.
     """
 
@@ -57,6 +57,7 @@ class BlockDrop(nn.Module):
         """
         x = self.prepare(self.check(x).to(self.mean.device))
         u = greedy(self.policy(x))
+        # In training mode by the definition; the stages call the two networks themselves, sparsely.
         return self.resnet(x, u, execute="masked" if self.training else "sparse"), u
 
     def check(self, x):
@@ -71,10 +72,9 @@ class BlockDrop(nn.Module):
             x = torch.as_tensor(x)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"images are of type {type(x).__name__}; {allowed}") from None
-        if x.dim() != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < least:
-            raise ValueError(f"images have shape {list(x.shape)}; {allowed}")
-        if x.dtype not in INTEGERS + FLOATS:
-            raise ValueError(f"images are {x.dtype}; {allowed}")
+        fits = x.dim() == 4 and x.shape[1] in (1, 3) and min(x.shape[2:]) >= least
+        if not fits or x.dtype not in INTEGERS + FLOATS:
+            raise ValueError(f"images are {x.dtype} {list(x.shape)}; {allowed}")
         high = 255 if x.dtype in INTEGERS else 1
         free = x.dtype in FLOATS and not (self.mean.any() or (self.std != 1).any())
         if not (being_recorded() or free or ((x >= 0) & (x <= high)).all()):

@@ -1,6 +1,11 @@
 """Stage 2: the policy network learns, the ResNet is frozen (paper, section 3.3).
 
-Blocks come under the policy's control from the last to the first. Read after pretraining.py.
+Blocks come under the policy's control from the last to the first. Why a few at a time: with all K
+free at once, most samples of an untrained policy predict wrongly and earn -gamma, whatever they
+kept, which tells little. With few free blocks most predictions stay right, and the reward says
+which block was missed. Why the last first: they then see the features of the full network. (A
+ResNet that was pretrained with dropping learns as well with all free at once, NOTES.md.) Read
+after pretraining.py.
 """
 
 import math
@@ -18,8 +23,8 @@ from .stage import Stage, fading, option
 def free_blocks(epoch, num_blocks, epochs=None):
     """Which blocks the policy decides on in this epoch; the others are forced on.
 
-    The last min(epoch + 1, K) blocks are free (paper). With `epochs` they are freed evenly over so
-    many epochs: the last ceil(K (epoch + 1) / epochs), at most K.
+    The last min(epoch + 1, K) blocks are free (paper). With `epochs`, the length of the curriculum,
+    they are freed evenly over it: the last ceil(K (epoch + 1) / epochs), at most K.
 
     epoch: 0-based.
     num_blocks: K.
@@ -34,12 +39,12 @@ def free_blocks(epoch, num_blocks, epochs=None):
 
 
 def portion(fraction, count):
-    """A fraction of so many things, rounded up; 0.07 of 100 is 7, not 8 as in floating point."""
+    """`fraction` x `count`, rounded up; 0.07 x 100 is 7, not 8 as in floating point."""
     return math.ceil(round(fraction * count, 9))
 
 
 def warm_start_step(model, x, y):
-    """Before the curriculum proper: the policy network learns to classify, so that it can see.
+    """The warm start: the policy network learns to classify, for features that tell images apart.
 
     x: [B, 3, H, W], prepared images.
     y: [B], labels.
@@ -87,19 +92,13 @@ class Curriculum(Stage):
     """Stage 2 with its schedule: a warm start, then blocks come free and exploration fades."""
 
     lr: float = option(2e-3, "learning rate, at its peak (Adam)", 0, 1000)
-    gamma: float = option(
-        4.0, "penalty of a wrong prediction; smaller drops more (authors: 1)", 0, 1e6
-    )
+    gamma: float = option(4.0, "a wrong answer's penalty; smaller drops more (authors: 1)", 0, 1e6)
     beta: float = option(0.02, "weight of the entropy bonus (authors: 0.1)", 0, 1e6)
     alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
-    fade_by: float = option(
-        0.5, "fraction of the stage by which alpha is 1, beta 0; 0: never", 0, 1
-    )
+    fade_by: float = option(0.5, "fraction after which alpha is 1, beta 0; 0: never", 0, 1)
     classify: float = option(0.3, "weight of the warm start's loss after it (paper: 0)", 0, 1e6)
     warm_epochs: int = option(1, "first epochs, to learn to classify (paper: 0)", 0, 1_000_000)
-    free_by: float = option(
-        0.5, "fraction of the rest that frees all blocks; 0: one an epoch", 0, 1
-    )
+    free_by: float = option(0.5, "fraction of the rest that frees all; 0: one an epoch", 0, 1)
     learns = ("policy",)
 
     def free(self, epoch, num_blocks):

@@ -18,7 +18,9 @@ from .stage import Stage, fading, option
 def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0):
     """The policy gradient, and the cross-entropy of the sampled pass. Both networks learn.
 
-    The greedy pass comes first, in eval mode, and leaves no trace; the sampled one is in training
+    The policy loss trains the policy network, the cross-entropy the ResNet: none flows through u.
+
+    The greedy pass comes first, in eval mode, and changes nothing; the sampled one is in training
     mode, where it moves BatchNorm's statistics.
 
     x: [B, 3, H, W], prepared images.
@@ -26,9 +28,9 @@ def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0)
     alpha: bounding of the probabilities.
     beta: weight of the entropy bonus.
     gamma: penalty of a wrong prediction.
-    full_fraction: of the batch, its first images, rounded up; they also pass with all blocks on, in
-        the same call, and the cross-entropy is the mean over all that passed. It keeps the full
-        network good (paper: 0).
+    full_fraction: this fraction of the batch, its first images, also passes with all blocks on, in
+        the same call; the cross-entropy is a mean over all passes. It keeps the full network good
+        until the policy settles (paper: 0).
     Returns the loss, a mean over images, and for the log what the sampled policy gave each image:
         {"correct": [B] bool, "R": [B], "A": [B]}.
     """
@@ -76,9 +78,7 @@ class Finetuning(Stage):
     """Stage 3 with its schedule: both networks learn, then the policy settles."""
 
     lr: float = option(1e-3, "learning rate, at its peak (Adam)", 0, 1000)
-    gamma: float = option(
-        5.0, "penalty of a wrong prediction; smaller drops more (authors: 10)", 0, 1e6
-    )
+    gamma: float = option(5.0, "a wrong answer's penalty; smaller drops more (authors: 10)", 0, 1e6)
     beta: float = option(0.05, "weight of the entropy bonus (authors: 0)", 0, 1e6)
     alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
     full_fraction: float = option(0.125, "of a batch also passes with all blocks (paper: 0)", 0, 1)

@@ -1,13 +1,15 @@
 """ResNets whose residual blocks can be kept or dropped, image by image (paper, section 3.1).
 
-Read this file first. Block k of K computes y = relu(shortcut(x) + F(x)). A policy u in {0, 1}^K
-says which blocks run: u_k = 1 keeps block k, u_k = 0 drops it and passes shortcut(x) on, with no
-ReLU of its own. A ResNet-20 has K = 9 blocks: with two convolutions each, its first convolution and
-its classifier they make 20 layers. Names of modules are torchvision's.
+Read this file first; on a first reading only `run_masked`, the three plain lines in `run_sparse`
+and `MaskedResNet.forward`. Block k of K computes y = relu(shortcut(x) + F(x)). A policy u in
+{0, 1}^K says which blocks run: u_k = 1 keeps block k, u_k = 0 drops it: only shortcut(x) goes on,
+with no ReLU of its own. A ResNet-20 has K = 9 blocks: with two convolutions each, its first
+convolution and its classifier they make 20 layers. Names of modules are torchvision's.
 
-Words: the *policy network* sees an image and gives the *policy*, a distribution over vectors of K
-bits; such a vector, drawn or the most likely one, is called a policy, too, and written `u`; `keep`
-is u as bool, of all blocks or of one, and `kept` lists the images of a batch that keep one block.
+Words. A *policy* u is a vector of K bits; the *policy network* sees an image and gives the
+distribution of its policy, K probabilities s. `keep` is u as bool, `kept` the indices of the
+images of a batch that keep one block. A block is *free* if the policy decides on it, else *forced*
+on. In the *warm start* the policy network learns to classify; once *settled*, it learns no more.
 """
 
 import torch
@@ -21,7 +23,7 @@ WIDTHS = {"cifar": 16, "imagenet": 64}  # channels of the first segment; each fu
 
 
 def conv(in_channels, out_channels, size, stride=1):
-    """A convolution without bias that keeps the image size, but for its stride."""
+    """A convolution without bias; at stride 1 it keeps the size of the image."""
     return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
 
 
@@ -52,15 +54,18 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = downsample
 
-    def forward(self, x, keep=None):
+    def forward(self, x, keep=None, overwrite=False):
         """The block on the images that keep it, its shortcut on the others. -> [B, C', H', W']
 
         x: [B, C, H, W].
-        keep: which images do: [B] bool runs masked, their indices [n] int64 sparsely; None: all do.
+        keep: [B] bool: run masked; the keeping images' indices [n] int64: sparsely; None: all keep.
+        overwrite: whether x may be overwritten.
         """
         if keep is None:
             return self.residual(x).add_(self.shortcut(x)).relu_()  # in place: F's result is new
-        return (run_masked if keep.dtype == torch.bool else run_sparse)(self, x, keep)
+        if keep.dtype == torch.bool:
+            return run_masked(self, x, keep)
+        return run_sparse(self, x, keep, overwrite)
 
     def residual(self, x):
         """F(x): [B, C, H, W] -> [B, C', H', W'], a new tensor."""
@@ -94,7 +99,7 @@ class Bottleneck(BasicBlock):
 
 
 def run_masked(block, x, keep):
-    """The definition: every image runs the block, and what a dropped block gives is discarded.
+    """The definition: every image runs the block, and the output of a dropped block is discarded.
 
     y = relu(shortcut(x) + F(x)) where `keep`, shortcut(x) elsewhere. Nothing of a dropped block,
     inf and NaN included, reaches y. It may reach gradients (0 x inf is NaN); train sparsely.
@@ -108,11 +113,12 @@ def run_masked(block, x, keep):
     return torch.where(keep[:, None, None, None], out, shortcut)
 
 
-def run_sparse(block, x, kept):
+def run_sparse(block, x, kept, overwrite=False):
     """The same function, but F runs on the images that keep the block and on no others.
 
-    x: [B, C, H, W]; stays as it is.
+    x: [B, C, H, W].
     kept: [n] int64, the indices of the images that keep the block, on x's device.
+    overwrite: whether y may be written into x, which saves a copy. No gradient is recorded then.
     Returns y: [B, C', H', W'].
     """
     # In three plain lines, index, run, put back:
@@ -121,7 +127,7 @@ def run_sparse(block, x, kept):
     #     y[kept] = part
     # The lines below do the same, faster: if no image keeps the block, or all do, none is moved;
     # viewed as [B, H, W, C], an image in channels_last is one run of memory, so that moving it is
-    # one copy; an identity is taken once.
+    # one copy; where the shortcut is x itself, its images are gathered once.
     shortcut = block.shortcut(x)
     if len(kept) == 0:
         return shortcut
@@ -130,7 +136,8 @@ def run_sparse(block, x, kept):
     part = rows(x).index_select(0, kept).permute(0, 3, 1, 2)
     old = part if shortcut is x else rows(shortcut).index_select(0, kept).permute(0, 3, 1, 2)
     part = block.residual(part).add_(old).relu_()
-    return rows(shortcut).index_copy(0, kept, rows(part)).permute(0, 3, 1, 2)
+    put = rows(shortcut).index_copy_ if overwrite else rows(shortcut).index_copy
+    return put(0, kept, rows(part)).permute(0, 3, 1, 2)
 
 
 def rows(x):
@@ -153,13 +160,14 @@ def kept_images(keep, device):
 class Layer(nn.Sequential):
     """A segment: blocks in a row."""
 
-    def forward(self, x, keep=None):
+    def forward(self, x, keep=None, overwrite=False):
         """[B, C, H, W] -> [B, C', H', W']
 
         keep: for each block which images keep it, as the block takes it; None: all keep all.
+        overwrite: whether x may be overwritten.
         """
         for block, column in zip(self, keep or [None] * len(self), strict=True):
-            x = block(x, column)
+            x = block(x, column, overwrite)
         return x
 
 
@@ -238,41 +246,50 @@ class MaskedResNet(nn.Module):
         """
         if execute not in ("masked", "sparse"):
             raise ValueError(f'execute is {execute!r}; it must be "masked" or "sparse"')
-        if u is None:
-            columns = [None] * self.num_blocks
-        elif execute == "masked" or being_recorded():
-            columns = check_policy(u, x.shape[0], self.num_blocks).to(x.device).unbind(1)
-        else:
-            columns = kept_images(check_policy(u, x.shape[0], self.num_blocks), x.device)
+        columns = [None] * self.num_blocks
+        if u is not None:
+            keep = check_policy(u, x.shape[0], self.num_blocks)
+            masked = execute == "masked" or being_recorded()
+            columns = keep.to(x.device).unbind(1) if masked else kept_images(keep, x.device)
         x = self.stem(x)
+        overwrite = self.may_overwrite()
         for layer in self.layers:
-            x = layer(x, columns[: len(layer)])
+            x = layer(x, columns[: len(layer)], overwrite)
             columns = columns[len(layer) :]
         return self.head(x)
 
     def run(self, x, keep, first=0):
         """Runs the n blocks from `first` on, sparsely.
 
-        x: [B, C, H, W], the input of block `first`.
+        x: [B, C, H, W], the input of block `first`; may be overwritten if no gradient is wanted.
         keep: [B, n] bool, on the CPU.
         Returns the output of block first + n - 1.
         """
         blocks = self.blocks[first : first + keep.shape[1]]
+        overwrite = self.may_overwrite()
         for block, kept in zip(blocks, kept_images(keep, x.device), strict=True):
-            x = block(x, kept)
+            x = block(x, kept, overwrite)
         return x
+
+    def may_overwrite(self):
+        """Whether blocks may overwrite their inputs: no gradient needs them, no hook holds them."""
+        blocks = self.blocks
+        shortcuts = [block.downsample for block in blocks if block.downsample is not None]
+        modules = [self.maxpool, *self.layers, *blocks, *shortcuts]
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        return not (hooked or torch.is_grad_enabled())
 
 
 def being_recorded():
     """Whether PyTorch records a pass (torch.export, torch.jit.trace) to repeat it on other images.
 
-    Then no value may decide what runs: a pass is masked, and images and policies go unchecked.
+    Then the values of tensors must not decide what runs: a pass is masked, and nothing is checked.
     """
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def check_policy(u, num_images, num_blocks):
-    """The policy as [B, K] bool on the CPU, or ValueError. The one time a pass waits for a GPU."""
+    """The policy as [B, K] bool on the CPU, or ValueError. Here alone a pass waits for a GPU."""
     u = torch.as_tensor(u)
     if u.shape != (num_images, num_blocks)[-u.dim() :]:
         allowed = f"[{num_blocks}] or [{num_images}, {num_blocks}]"
@@ -295,9 +312,8 @@ def resnet(depth, num_classes=10, family="cifar", width=None):
     """
     segments = segments_of(depth, family)
     width = WIDTHS[family] if width is None else width
-    for name, value in (("num_classes", num_classes), ("width", width)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if num_classes < 1 or width < 1:
+        raise ValueError(f"num_classes is {num_classes}, width is {width}; both must be at least 1")
     block = Bottleneck if family == "imagenet" and depth >= 50 else BasicBlock
     widths = [width * 2**i for i in range(len(segments))]
     return MaskedResNet(block, segments, widths, num_classes, family)

@@ -16,17 +16,24 @@ from .masked_resnet import WIDTHS, BasicBlock, MaskedResNet
 class PolicyNet(nn.Module):
     """Keep-probabilities of all K blocks from one look at the image: a small ResNet and a sigmoid.
 
-    num_blocks: K.
-    family: "cifar" or "imagenet", as of a ResNet.
-    width: channels of the first segment.
-    half_size: average-pool the image to half its size first.
+    num_blocks: K, at least 1.
+    family: "cifar": a ResNet-8, one basic block a segment. "imagenet": a ResNet-10.
+    width: channels of the first segment; None: 16 (cifar) or 64 (imagenet).
+    half_size: average-pool the image to half its size first; None: only for imagenet.
     num_classes: of a classifier on the same features, for the warm start; None: no classifier.
+    Raises ValueError on another family, and if num_blocks or width is below 1.
     """
 
-    def __init__(self, num_blocks, family, width, half_size, num_classes=None):
+    def __init__(self, num_blocks, family="cifar", width=None, half_size=None, num_classes=None):
         super().__init__()
+        if family not in WIDTHS:
+            raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')
+        width = WIDTHS[family] if width is None else width
+        if num_blocks < 1 or width < 1:
+            given = f"num_blocks is {num_blocks}, width is {width}"
+            raise ValueError(f"{given}; both must be at least 1")
         self.num_blocks = num_blocks
-        self.half_size = half_size
+        self.half_size = family == "imagenet" if half_size is None else half_size
         segments = (1, 1, 1) if family == "cifar" else (1, 1, 1, 1)
         widths = [width * 2**i for i in range(len(segments))]
         self.features = MaskedResNet(BasicBlock, segments, widths, None, family)
@@ -55,23 +62,7 @@ class PolicyNet(nn.Module):
         return self.classifier(self.embed(x))
 
 
-def policy_net(num_blocks, family="cifar", width=None, half_size=None, num_classes=None):
-    """A `PolicyNet` for a ResNet of `num_blocks` blocks.
-
-    num_blocks: K, at least 1.
-    family: "cifar": a ResNet-8, one basic block a segment. "imagenet": a ResNet-10.
-    width: channels of the first segment; None: 16 (cifar) or 64 (imagenet).
-    half_size: average-pool the image to half its size first; None: only for imagenet.
-    num_classes: of a classifier for the warm start; None: no classifier.
-    Raises ValueError on another family, and if num_blocks or width is below 1.
-    """
-    if family not in WIDTHS:
-        raise ValueError(f'family is {family!r}; it must be "cifar" or "imagenet"')
-    width = WIDTHS[family] if width is None else width
-    half_size = family == "imagenet" if half_size is None else half_size
-    if num_blocks < 1 or width < 1:
-        raise ValueError(f"num_blocks is {num_blocks}, width is {width}; both must be at least 1")
-    return PolicyNet(num_blocks, family, width, half_size, num_classes)
+policy_net = PolicyNet  # as a function, beside `resnet`
 
 
 def bound(s, alpha):

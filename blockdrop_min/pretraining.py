@@ -17,8 +17,8 @@ LEAST_RATE = 0.15  # images that drop blocks keep each one with a rate from U(LE
 def drop_fraction(progress, drop):
     """The fraction of images that drop blocks at this point of the stage.
 
-    Plain training at first, so that the network learns something worth dropping; dropping sets in
-    after a fifth of the steps and is fully there after two fifths.
+    Plain training at first, so that blocks learn something; dropping begins after a fifth of the
+    steps and reaches its full fraction after two fifths.
 
     progress: the fraction of the stage that is done, in [0, 1].
     drop: the fraction at the end.
@@ -29,7 +29,7 @@ def drop_fraction(progress, drop):
 def random_policies(num_images, num_blocks, fraction, generator):
     """Random policies u [B, K]: a `fraction` of the images drops blocks, the others keep all.
 
-    An image that drops blocks draws a keep rate from U(LEAST_RATE, 1), and each block by it.
+    An image that drops blocks draws a rate from U(LEAST_RATE, 1) and keeps each block with it.
     """
     shape = (num_images, num_blocks + 2)
     numbers = torch.rand(shape, generator=generator, device=generator.device)

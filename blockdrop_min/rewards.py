@@ -13,7 +13,7 @@ def reward(u, correct, gamma):
     u: [B, K] of 0/1; any dtype.
     correct: [B] bool, whether the prediction under u is right.
     gamma: the penalty, a magnitude >= 0.
-    Returns R: [B], each in [0, 1] or equal to -gamma; in u's dtype, float32 if u has no floats.
+    Returns R: [B], each in [0, 1] or equal to -gamma; in u's dtype, or float32 if that is no float.
     Raises ValueError if gamma is negative or infinite, and on other shapes or another `correct`.
     """
     if not 0 <= gamma < float("inf"):
@@ -27,11 +27,11 @@ def reward(u, correct, gamma):
 
 @torch.no_grad()
 def correct_under(resnet, x, y, *policies, shared=0):
-    """Whether the predictions under each of n policies are right. Eval mode, no gradient, no trace.
+    """Whether the predictions under each of n policies are right. In eval mode, no gradient.
 
     x: [B, 3, H, W], prepared images.
     y: [B], labels.
-    policies: n tensors [B, K] of 0/1. One pass runs them all, each image once a policy.
+    policies: n tensors [B, K] of 0/1. One pass runs them all, each image once per policy.
     shared: the number of first blocks in which all policies agree; these run once.
     Returns n tensors [B] of bool.
     """

@@ -1,8 +1,9 @@
 """A stage of training: its settings, what learns, its optimizer, its schedule and its step.
 
 Read after policy_gradient.py. The three stages are in pretraining.py, curriculum.py and
-finetuning.py; train.py goes through them. A new one is a class like these in a file of its own,
-and a field of `Settings` in lab/settings.py.
+finetuning.py; train.py goes through them. A new one is a class like these in a file of its own and
+a field of `Settings` in lab/settings.py, in the place where it runs; its name, without underscores,
+begins no other setting's.
 """
 
 import math
@@ -39,7 +40,7 @@ class Stage:
             model.get_submodule(name).train(learns).requires_grad_(learns)
 
     def optimizer(self, model):
-        """Adam without weight decay (authors). What gets no gradient, it leaves as it is."""
+        """Adam without weight decay (authors). It leaves alone whatever gets no gradient."""
         return torch.optim.Adam(model.parameters(), self.lr)
 
     def rate(self, progress):
@@ -74,8 +75,8 @@ class Stage:
 def fading(progress, until):
     """How far bounding and entropy bonus have faded, 0 to 1: alpha rises to 1, beta falls to 0.
 
-    Why: with alpha 0.8 every fifth block around the one that a sample tries out is noise. What
-    looks good under noise is not what is good alone, and alone is how the policy is used.
+    Why: with alpha = 0.8 even a policy network that is certain has one block in five flipped. A
+    sampled bit is then judged among flips that never happen in use.
 
     progress: the fraction of a stage that is done, in [0, 1].
     until: the fraction at which they are gone, and u is sampled from s itself; 0: never (paper).

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import socket
 import traceback
 from contextlib import contextmanager
@@ -134,6 +135,7 @@ def together(count, act, **environment):
     given |= {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": str(count)} | environment
 
     def member(rank):
+        signal.alarm(120)  # or one waits for another for ever
         os.environ.update(given, RANK=str(rank), LOCAL_RANK=str(rank))
         return act(rank)
 

@@ -1,11 +1,12 @@
 """Builders for the tests of what a run needs: small files, data sets, checkpoints and runs."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import batch, pair, randomise, rng  # noqa: F401  (builders that tests take from here)
+from helpers import assert_equal, batch, pair, randomise, rng, state  # noqa: F401  (for tests)
 from PIL import Image
 
 import train
@@ -106,6 +107,17 @@ def old(state, **changes):
     settings |= {"schedule": "cosine", "epochs_per_checkpoint": 1, "amp": False} | changes
     state = {name: value for name, value in state.items() if name != "bfloat16"}
     return state | {"format": "blockdrop_min 2", "settings": settings}
+
+
+@contextmanager
+def refused(match, network=None, kind=ValueError):
+    """What is done is refused in one line, and leaves the network as it was."""
+    before = network and state(network)
+    with pytest.raises(kind, match=match) as raised:
+        yield
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 400
+    if network:
+        assert_equal(state(network), before)
 
 
 # -------------------------------------------------------------------------------------------- runs

@@ -159,7 +159,7 @@ INTEGERS = torch.zeros(2, 3, 9, 9, dtype=torch.int64)
 KINDS = ("bool", "complex64", "int8", "uint16", "uint32", "uint64", "float8_e5m2")
 REFUSED = {  # what is given -> what is said of it
     **{
-        f"of shape {shape}": (torch.rand(shape), f"have shape {list(shape)}")
+        f"of shape {shape}": (torch.rand(shape), f"are torch.float32 {list(shape)}")
         for shape in [(3, 9, 9), (1, 9, 9, 3), (2, 4, 9, 9), (2, 2, 9, 9), (1, 3, 0, 9)]
     },
     **{kind: (INTEGERS.to(getattr(torch, kind)), f"are torch.{kind}") for kind in KINDS},

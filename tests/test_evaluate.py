@@ -4,11 +4,11 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,8 +28,6 @@ from blockdrop_min.lab.rivals import dealt_loss, measure_rivals, worth_of_lookin
 from blockdrop_min.lab.settings import Settings
 from blockdrop_min.lab.shapes import SHAPES
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 SMALL = {"image_size": 16, "train_images": 96, "val_images": 24, "device": "cpu"}
 UNTRAINED = ["first", "random", "distribute", "best static", "blind"]
 
@@ -64,18 +62,40 @@ def write_rivals(run, *policies, **changes):
     return run
 
 
+def on_test(folder, u=None):
+    """The `Result` of a run's model on the test set."""
+    return run_policy(load(folder), shapes().test, 16, u)
+
+
 @pytest.fixture
 def run(tmp_path):
     torch.set_num_threads(1)
     return write_run(tmp_path / "run")
 
 
+def ended(capsys, *arguments):
+    """evaluate.py with these arguments: exit code, output, and the lines on standard error."""
+    capsys.readouterr()
+    try:
+        code = evaluate.main([*map(str, arguments), "--device", "cpu"])
+    except SystemExit as stopped:
+        code = stopped.code
+    out, error = capsys.readouterr()
+    return code, out, error.splitlines()
+
+
 def evaluated(capsys, *arguments):
     """What evaluate.py prints with these arguments; it ends well and says nothing else."""
-    assert evaluate.main([*map(str, arguments), "--device", "cpu"]) == 0
-    out, error = capsys.readouterr()
-    assert error == ""
+    code, out, problems = ended(capsys, *arguments)
+    assert (code, problems) == (0, [])
     return out
+
+
+def refused(capsys, *arguments):
+    """The one line on standard error with which evaluate.py ends with exit code 2."""
+    code, _, [problem] = ended(capsys, *arguments)
+    assert code == 2 and problem.startswith("evaluate.py: ")
+    return problem
 
 
 def numbers(tmp_path, *arguments):
@@ -83,17 +103,6 @@ def numbers(tmp_path, *arguments):
     path = tmp_path / "found.json"
     assert evaluate.main([*map(str, arguments), "--device", "cpu", "--json", str(path)]) == 0
     return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name}?"))
-
-
-def refused(capsys, *arguments):
-    """The one line on standard error with which evaluate.py ends with exit code 2."""
-    try:
-        code = evaluate.main([*map(str, arguments)])
-    except SystemExit as stopped:
-        code = stopped.code
-    error = capsys.readouterr().err
-    assert code == 2 and error.startswith("evaluate.py: ") and error.count("\n") == 1
-    return error
 
 
 def made_up(accuracy=0.9, blocks=5.0, flops=4e7, policies=3, dealt=(0.05, 0.01), **more):
@@ -112,13 +121,17 @@ def made_up(accuracy=0.9, blocks=5.0, flops=4e7, policies=3, dealt=(0.05, 0.01),
 
 
 def printed(group):
-    """The lines about a group of runs on a terminal of 80 columns, with its table apart."""
+    """The lines about a group of runs on a terminal of 80 columns; first its table, then all."""
     screen = console(soft_wrap=True)
     screen.width = 80
     with screen.capture() as capture:
         report.tell(screen, group)
     lines = capture.get().splitlines()
     return [line for line in lines if not line.startswith("r: ")], lines
+
+
+def cells(line):
+    return re.split(r"\s{2,}", line.strip())
 
 
 # ------------------------------------------------------------------------------------------- JSON
@@ -128,39 +141,37 @@ def test_the_json_has_the_numbers_of_the_model_run_by_hand(run, tmp_path):
     logits, u = model(data.test.images)
     flops = resnet_cost(model.resnet, 16).of(u) + policy_cost(model.policy, 16)
     quarters = (4 * data.test.difficulty).floor().clamp(max=3)
-    ours, full = run_policy(model, data.test, 16), run_policy(model, data.test, 16, torch.ones(3))
+    ours, full = on_test(run), on_test(run, torch.ones(3))
     assert found["accuracy"] == (logits.argmax(1) == data.test.labels).double().mean().item()
     assert found["full_accuracy"] == full.accuracy != found["accuracy"]
     assert found["blocks_mean"] == pytest.approx(u.sum(1).mean().item())
     assert found["flops_mean"] == pytest.approx(flops.mean().item())
     assert found["flops_saved"] == pytest.approx(1 - flops.mean().item() / full.flops_full)
-    assert found["blocks_by_difficulty"] == [
-        pytest.approx(u[quarters == quarter].sum(1).mean().item()) for quarter in range(4)
-    ]
+    by_quarter = [u[quarters == quarter].sum(1).mean().item() for quarter in range(4)]
+    assert found["blocks_by_difficulty"] == pytest.approx(by_quarter)
     rho = report.rank_correlation(u.sum(1), data.test.difficulty)
     assert found["rank_correlation"] == pytest.approx(rho)
     rows = {"full": full, "blockdrop": ours} | measure_rivals(model, data, ours)
     assert found["baselines"] == {name: result.row() for name, result in rows.items()}
     others = {"blocks_std", "flops_std", "flops_full", "distinct_policies"}
     assert {name: found[name] for name in others} == {name: getattr(ours, name) for name in others}
-    assert found["images"] == 24 and found["num_blocks"] == 3 and found["run"] == str(run)
+    assert (found["images"], found["num_blocks"], found["run"]) == (24, 3, str(run))
+    assert numbers(tmp_path, run) == found, "an earlier result is overwritten, and is the same"
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_run_without_a_learned_policy_is_measured_on_the_test_set(tmp_path, stage):
+def test_a_run_without_a_learned_policy_has_its_own_rows_and_no_rivals(tmp_path, stage):
     folder = write_run(tmp_path / "run", stage, policy="first:2")
-    found = numbers(tmp_path, folder)
-    u = torch.ones(3) if stage == "pretrain" else torch.tensor([1.0, 1, 0])
-    expected = run_policy(load(folder), shapes().test, 16, u)
+    found = numbers(tmp_path, folder, "--enumerate")
+    expected = on_test(folder, torch.ones(3) if stage == "pretrain" else torch.tensor([1.0, 1, 0]))
     assert list(found["baselines"]) == (["full"] if stage == "pretrain" else ["full", "blockdrop"])
     assert found["accuracy"] == expected.accuracy and found["flops_mean"] == expected.flops_mean
-    assert "dealt_loss" not in found
+    assert "dealt_loss" not in found and "learned_reward" not in found["enumeration"]
 
 
 def test_the_runs_own_seed_reaches_its_rivals_and_deals_its_policies(tmp_path):
     found = [numbers(tmp_path, write_run(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
-    model, data = load(tmp_path / "1"), shapes()
-    ours = run_policy(model, data.test, 16)
+    model, data, ours = load(tmp_path / "1"), shapes(), on_test(tmp_path / "1")
     blind = measure_rivals(model, data, ours, 1)["blind"].row()
     assert found[1]["baselines"]["blind"] == blind != found[0]["baselines"]["blind"]
     assert tuple(found[1]["dealt_loss"]) == dealt_loss(model, data, ours, 1)
@@ -187,44 +198,28 @@ def test_a_checkpoint_file_is_evaluated_like_its_folder(run, tmp_path):
     assert numbers(tmp_path, run / NAME) == numbers(tmp_path, run) | {"run": str(run / NAME)}
 
 
-@pytest.mark.parametrize("name", [NAME, "settings.json", "mine.json"])
-def test_json_overwrites_nothing_but_what_it_wrote_itself(run, capsys, name):
-    path = run / name
-    if not path.exists():
-        path.write_text('{"mine": 1}')
-    before = contents(run)
-    assert name in refused(capsys, run, "--json", path)
-    assert contents(run) == before
-
-
-def test_json_overwrites_an_earlier_result_and_an_empty_file(run, tmp_path):
-    (tmp_path / "found.json").touch()
-    assert numbers(tmp_path, run) == numbers(tmp_path, run)
-
-
-@pytest.mark.parametrize("name", ["pipe", "nowhere/x.json"])
-def test_a_json_file_that_cannot_be_written_is_named_after_the_table(run, tmp_path, capsys, name):
-    path = tmp_path / name
-    if name == "pipe":
-        os.mkfifo(path)
-    assert evaluate.main([str(run), "--device=cpu", "--json", str(path)]) == 2
-    out, error = capsys.readouterr()
-    assert path.name in error and error.count("\n") == 1 and "\nBlockDrop " in out
+@pytest.mark.parametrize("flags", [["--json=pipe"], ["--json=nowhere/x.json"], []])
+def test_what_cannot_be_saved_is_named_after_the_table(run, tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    (run / "extremes.png").mkdir()  # a picture, which is drawn last
+    code, out, [problem] = ended(capsys, run, *flags)
+    name = flags[0][7:] if flags else "extremes.png"
+    assert code == 2 and Path(name).name in problem and "\nBlockDrop " in out
 
 
 def test_paths_begin_at_home_if_they_say_so(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "found.json").touch()  # an empty file may be overwritten
     evaluated(capsys, "~/run", "--json=~/found.json")
-    assert (tmp_path / "found.json").exists()
+    assert "baselines" in (tmp_path / "found.json").read_text()
 
 
 # ------------------------------------------------------------------------------------ fair rivals
 def test_fair_rivals_are_rows_with_the_numbers_of_their_own_runs(run, tmp_path, capsys):
     write_rivals(run, "110", "111")
     found = numbers(tmp_path, run)
-    data = shapes()
-    ours = run_policy(load(run), data.test, 16)
-    fair = [run_policy(load(run / f"static-{u}"), data.test, 16) for u in ("110", "111")]
+    ours, *fair = map(on_test, (run, run / "static-110", run / "static-111"))
     nearest, other = sorted(fair, key=lambda rival: abs(rival.flops_mean - ours.flops_mean))
     rows = found["baselines"]
     assert list(rows) == ["full", "blockdrop", "trained static", "trained static 1", *UNTRAINED]
@@ -264,43 +259,13 @@ def test_a_run_that_has_not_come_to_its_end_has_no_fair_rivals(run, tmp_path, ca
     assert capsys.readouterr().err.count("is not compared") == 1
 
 
-def test_the_fair_rivals_are_a_line_of_the_tradeoff(run, monkeypatch, capsys):
-    write_rivals(run, "110", "111")
-    [(series, _)] = drawn(monkeypatch, run, capsys)
-    data = shapes()
-    fair = [run_policy(load(run / f"static-{u}"), data.test, 16) for u in ("110", "111")]
-    assert series["one policy, trained as long"] == [(r.flops_mean, r.accuracy) for r in fair]
-
-
-def test_runs_that_differ_in_gamma_or_policy_are_drawn_as_two_lines(tmp_path, monkeypatch, capsys):
-    torch.set_num_threads(1)
-    dear, cheap = (write_run(tmp_path / n, finetune_gamma=float(n)) for n in ("9", "2"))
-    fixed = write_run(tmp_path / "fixed", policy="100")
-    write_rivals(dear, "110", finetune_gamma=9.0)
-    calls = drawn(monkeypatch, dear, capsys, cheap, fixed)
-    curve, path = calls[-1]
-    assert path == dear / "curve.png" and len(calls) == 4
-    data = shapes()
-
-    def spot(folder):
-        found = run_policy(load(folder), data.test, 16)
-        return found.flops_mean, found.accuracy
-
-    assert curve == {
-        "BlockDrop": sorted([spot(dear), spot(cheap)]),
-        "one policy, trained as long": sorted([spot(dear / "static-110"), spot(fixed)]),
-    }
-
-
 # ------------------------------------------------------------------------------------------ table
 def test_the_table_of_three_runs_by_hand():
     rows = [(0.90, 4, 4e7, 3), (0.92, 5, 4.4e7, 5), (0.94, 6, 4.8e7, 7)]
-    runs = [made_up(*row) for row in rows]
-    table, _ = printed(runs)
+    table, _ = printed([made_up(*row) for row in rows])
     expected = ["BlockDrop", "92.00 ± 2.00", "5.00 ± 1.00", "44.0 ± 4.0", "45.0 ± 5.0", "5 ± 2"]
-    assert re.split(r"\s{2,}", table[4].strip()) == expected
-    heads = ["policy", "accuracy %", "blocks", "FLOPs (M)", "saved %", "policies"]
-    assert re.split(r"\s{2,}", table[1].strip()) == heads
+    assert cells(table[4]) == expected
+    assert cells(table[1]) == ["policy", "accuracy %", "blocks", "FLOPs (M)", "saved %", "policies"]
     assert " ".join(line.split()[0] for line in table[3:]).startswith("full BlockDrop one")
     assert any(line.startswith("one policy of 5") for line in table)
 
@@ -349,103 +314,65 @@ def test_runs_that_differ_in_more_get_tables_of_their_own(run, tmp_path, capsys)
 
 
 def test_each_run_has_a_line_on_its_own_best_static_policy():
-    runs = [made_up(baselines={"best static": {"policy": u}}) for u in ("000011111", "110011001")]
-    lines = printed(runs)[1]
-    assert [line for line in lines if line.startswith("r: best static")] == [
-        "r: best static policy 000011111", "r: best static policy 110011001"
-    ]  # fmt: skip
+    policies = ("000011111", "110011001")
+    lines = printed([made_up(baselines={"best static": {"policy": u}}) for u in policies])[1]
+    said = [line for line in lines if line.startswith("r: best static")]
+    assert said == [f"r: best static policy {u}" for u in policies]
 
 
-@pytest.mark.parametrize("name", ["exp[lr=0.1]", "a[/y]", ":smile:", "é", "a\nb\x1b[31m"])
-def test_names_are_shown_as_they_are_or_escaped(tmp_path, capsys, name):
-    out = evaluated(capsys, write_run(tmp_path / name))
-    name = name.replace("\n", r"\n").replace("\x1b", r"\x1b")
-    assert f"{tmp_path}/{name}: ResNet-8 on shapes, 1 run(s)" in out and "\x1b" not in out
-    assert out.count(f"{tmp_path}/{name}") == 5
+def test_a_runs_name_is_shown_as_it_is_or_escaped(tmp_path, capsys):
+    out = evaluated(capsys, write_run(tmp_path / "exp[red] a[/y] :smile: é\nb\x1b[31m"))
+    name = rf"{tmp_path}/exp[red] a[/y] :smile: é\nb\x1b[31m"
+    assert f"{name}: ResNet-8 on shapes, 1 run(s)" in out and "\x1b" not in out
+    assert out.count(name) == 5
 
 
-# ------------------------------------------------------------------------------------- in words
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [
-        ({}, "BlockDrop saves 50 % of the FLOPs at -1.0 points; 3 policies, which lose 5.0 ± 1.0 "
-             "points if they are dealt to other images: the choice is one per image."),
-        ({"dealt": (0.015, 0.01)}, "1.5 ± 1.0 points if they are dealt to other images: it is"),
-        ({"dealt": (-0.05, 0.01)}, "-5.0 ± 1.0 points if they are dealt to other images: it is"),
-        ({"accuracy": 0.93, "flops": 1e8}, "saves -25 % of the FLOPs at +2.0 points;"),
-        ({"worth_of_looking": (0.014, 0.0025)},
-         "image. At equal FLOPs, looking at the image is worth 1.4 ± 0.2 points."),
-    ],
+    [({}, "BlockDrop saves 50 % of the FLOPs at -1.0 points; 3 policies, which lose 5.0 ± 1.0 "
+          "points if they are dealt to other images: the choice is one per image."),
+     ({"dealt": (0.015, 0.01)}, "1.5 ± 1.0 points if they are dealt to other images: it is not"),
+     ({"dealt": (-0.05, 0.01)}, "-5.0 ± 1.0 points if they are dealt to other images: it is not"),
+     ({"accuracy": 0.93, "flops": 1e8}, "saves -25 % of the FLOPs at +2.0 points;"),
+     ({"worth_of_looking": (0.014, 0.0025)},
+      "image. At equal FLOPs, looking at the image is worth 1.4 ± 0.2 points.")],
 )  # fmt: skip
 def test_what_came_out_is_said_in_words(changes, words):
     assert words in report.verdict(made_up(**changes))
 
 
 # -------------------------------------------------------------------------------------- enumerate
-def test_enumeration_is_that_of_the_model_on_its_data(run, tmp_path):
-    data, model = shapes(), load(run)
-    learned = run_policy(model, data.test, 16)
-    expected = enumerate_policies(model, data, Settings().finetune.gamma, learned)
+@pytest.mark.parametrize(("stage", "gamma"), [("curriculum", 1.5), ("finetune", 2.5)])
+def test_enumeration_is_that_of_the_model_on_its_data_with_its_stages_gamma(tmp_path, stage, gamma):
+    run = write_run(tmp_path / "run", stage, curriculum_gamma=1.5, finetune_gamma=2.5)
+    expected = enumerate_policies(load(run), shapes(), gamma, on_test(run))
     found = numbers(tmp_path, run, "--enumerate")["enumeration"]
     assert found == json.loads(json.dumps(expected))
-    assert {"gamma", "learned_reward", "best_static_reward", "informed_reward"} <= set(found)
-
-
-@pytest.mark.parametrize(("stage", "gamma"), [("curriculum", 1.5), ("finetune", 2.5)])
-def test_the_reward_has_the_gamma_of_the_stage_that_the_run_is_in(tmp_path, stage, gamma):
-    run = write_run(tmp_path / "run", stage, curriculum_gamma=1.5, finetune_gamma=2.5)
-    assert numbers(tmp_path, run, "--enumerate")["enumeration"]["gamma"] == gamma
 
 
 def test_the_table_of_all_policies_has_its_numbers_under_their_headings(run, tmp_path, capsys):
     found = numbers(tmp_path, run, "--enumerate")["enumeration"]
     lines = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("chosen"))
-    assert lines[start].split() == [
-        "chosen",
-        "reward",
-        "acc.",
-        "%",
-        "blocks",
-        "FLOPs",
-        "(M)",
-        "needs",
-    ]
+    assert " ".join(lines[start].split()) == "chosen reward acc. % blocks FLOPs (M) needs"
     for name, row in (found["policies"] | found["frontier"]).items():
         [line] = [line for line in lines[start:] if line.startswith(f"{name} ")]
-        reward = "{:.3f} ± {:.3f}".format(*row["reward"])
-        cells = [name, reward, f"{100 * row['accuracy']:.2f}", f"{row['blocks']:.2f}"]
-        assert re.split(r"\s{2,}", line.strip()) == [
-            *cells,
-            f"{row['flops'] / 1e6:.1f}",
-            row["needs"],
-        ]
-        assert len(line) <= 80
-    for key, rival in (("static", "one for all"), ("informed", "by confidence")):
-        regret = "{:.3f} ± {:.3f}".format(*found[f"regret_{key}"])
-        assert any(
-            line.endswith(f"reward {rival} less the learned one: {regret}") for line in lines
-        )
-
-
-@pytest.mark.parametrize("changes", [{"policy": "first:2"}, {"stage": "pretrain"}])
-def test_without_a_learned_policy_the_others_are_counted(tmp_path, changes):
-    found = numbers(tmp_path, write_run(tmp_path / "run", **changes), "--enumerate")["enumeration"]
-    assert "learned_reward" not in found and "best_static_reward" in found
-
-
-def test_more_blocks_than_can_be_counted_are_refused_in_a_line(tmp_path, capsys):
-    run = write_run(tmp_path / "run", depth=32)
-    assert "K = 15" in refused(capsys, run, "--enumerate")
+        expected = [name, "{:.3f} ± {:.3f}".format(*row["reward"]), f"{100 * row['accuracy']:.2f}"]
+        expected += [f"{row['blocks']:.2f}", f"{row['flops'] / 1e6:.1f}", row["needs"]]
+        assert cells(line) == expected and len(line) <= 80
 
 
 # --------------------------------------------------------------------------------------- pictures
-def drawn(monkeypatch, run, capsys, *arguments):
-    """The arguments (series, path) of each trade-off picture that evaluating draws."""
-    calls = []
-    monkeypatch.setattr(pictures, "tradeoff", lambda *given: calls.append(given))
-    evaluated(capsys, run, *arguments)
+def drawn(monkeypatch, capsys, *arguments):
+    """Path -> the series of each trade-off picture that evaluating draws."""
+    calls = {}
+    monkeypatch.setattr(pictures, "tradeoff", lambda series, path: calls.update({path: series}))
+    evaluated(capsys, *arguments)
     return calls
+
+
+def spot(result):
+    return result.flops_mean, result.accuracy
 
 
 def test_evaluating_changes_nothing_but_the_pictures(run, tmp_path, capsys):
@@ -460,48 +387,47 @@ def test_evaluating_changes_nothing_but_the_pictures(run, tmp_path, capsys):
 @pytest.mark.parametrize("policy", ["learned", "first:2"])
 def test_a_point_of_the_tradeoff_is_a_row_of_the_table(tmp_path, monkeypatch, capsys, policy):
     changes = {} if policy == "learned" else {"policy": policy}
-    run = write_run(tmp_path / "run", **changes)
+    run = write_rivals(write_run(tmp_path / "run", **changes), "110", "111")
     rows = numbers(tmp_path, run, "--enumerate")
-    [(series, path)] = drawn(monkeypatch, run, capsys, "--enumerate")
+    [(path, series)] = drawn(monkeypatch, capsys, run, "--enumerate").items()
     found = {name: [(row["flops"], row["accuracy"])] for name, row in rows["baselines"].items()}
     assert path == run / "tradeoff.png"
-    ours = "BlockDrop" if policy == "learned" else "one policy, trained as long"
-    assert series[ours] == found["blockdrop"] and series["full network"] == found["full"]
+    fair = [spot(on_test(run / f"static-{u}")) for u in ("110", "111")]
+    expected = {"one policy, trained as long": found["blockdrop"]}
     if policy == "learned":
-        assert series["best static, untrained"] == found["best static"]
-        assert series["FirstK, untrained"] == found["first"]
+        expected = {"BlockDrop": found["blockdrop"], "one policy, trained as long": fair}
+        expected |= {"best static, untrained": found["best static"]}
+        expected |= {"FirstK, untrained": found["first"]}
     frontier = rows["enumeration"]["frontier"].values()
-    assert series["best static, counted"] == [(row["flops"], row["accuracy"]) for row in frontier]
-    assert next(iter(series)) == ours  # on top
+    expected["best static, counted"] = [(row["flops"], row["accuracy"]) for row in frontier]
+    expected["full network"] = found["full"]
+    assert {name: series[name] for name in expected} == expected
+    assert next(iter(series)) == next(iter(expected))  # on top
 
 
-def test_several_runs_share_the_picture_of_the_first(run, tmp_path, monkeypatch, capsys):
-    other = write_run(tmp_path / "other", seed=1)
-    found = numbers(tmp_path, run, other)["runs"]
-    calls = drawn(monkeypatch, run, capsys, other)
-    spots = torch.tensor([[one["flops_mean"], one["accuracy"]] for one in found]).double()
-    paths = {path: series["BlockDrop"][0] for series, path in calls}
-    assert paths[run / "tradeoff.png"] == pytest.approx(spots.mean(0).tolist())
-    assert paths[other / "tradeoff.png"] == pytest.approx(spots[1].tolist()) and len(paths) == 2
-
-
-@pytest.mark.parametrize(("classes", "lines"), [(pictures.CIFAR10.split(), 2), (list(SHAPES), 0)])
-def test_the_papers_points_are_drawn_for_the_ten_classes_of_cifar_alone(
-    run, monkeypatch, classes, lines
+def test_runs_that_differ_in_gamma_or_policy_are_drawn_as_two_lines(
+    run, tmp_path, monkeypatch, capsys
 ):
-    measured = report.measure(run, torch.device("cpu"))
-    measured.data = replace(measured.data, classes=tuple(classes))
-    calls = []
-    monkeypatch.setattr(pictures, "tradeoff", lambda *given: calls.append(given))
-    report.draw([measured])
-    assert len(calls[0][0].keys() & pictures.PUBLISHED.keys()) == lines
+    cheap = write_run(tmp_path / "cheap", finetune_gamma=2.0)
+    fixed = write_run(tmp_path / "fixed", policy="100")
+    write_rivals(run, "110")
+    calls = drawn(monkeypatch, capsys, run, cheap, fixed)
+    spots = [spot(on_test(folder)) for folder in (run, cheap, run / "static-110", fixed)]
+    expected = {"BlockDrop": sorted(spots[:2]), "one policy, trained as long": sorted(spots[2:])}
+    assert calls[run / "curve.png"] == expected and len(calls) == 4
 
 
-def test_pictures_that_cannot_be_saved_are_said_in_a_line_and_the_table_is_printed(run, capsys):
-    (run / "extremes.png").mkdir()
-    assert evaluate.main([str(run), "--device=cpu"]) == 2
-    out, error = capsys.readouterr()
-    assert "extremes.png" in error and error.count("\n") == 1 and "\nBlockDrop " in out
+def test_each_of_several_runs_has_a_picture_of_its_own(run, tmp_path, monkeypatch, capsys):
+    other = write_run(tmp_path / "other", seed=1)
+    paths = drawn(monkeypatch, capsys, run, other)
+    for folder in (run, other):
+        assert paths[folder / "tradeoff.png"]["BlockDrop"] == [spot(on_test(folder))]
+    assert len(paths) == 2
+
+
+def test_a_point_of_several_runs_is_their_mean():
+    runs = [made_up(0.9, flops=4e7), made_up(0.8, flops=2e7)]
+    assert report.spot(runs, "blockdrop") == pytest.approx((3e7, 0.85))
 
 
 def test_pictures_of_a_model_that_ships_go_into_a_folder_of_their_own(run, tmp_path, monkeypatch):
@@ -517,22 +443,24 @@ def test_pictures_of_a_model_that_ships_go_into_a_folder_of_their_own(run, tmp_p
 @pytest.fixture
 def photographs(tmp_path):
     """Three images of 16 x 16 pixels in a folder: path -> pixels [3, 16, 16]."""
-    folder = tmp_path / "photographs"
-    folder.mkdir()
+    (tmp_path / "photographs").mkdir()
     found = {}
     for i in range(3):
         pixels = torch.randint(256, (16, 16, 3), generator=rng(i), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-        found[str(folder / f"{i}.png")] = pixels.permute(2, 0, 1)
+        path = tmp_path / "photographs" / f"{i}.png"
+        Image.fromarray(pixels.numpy()).save(path)
+        found[str(path)] = pixels.permute(2, 0, 1)
     return found
 
 
-def test_each_image_gets_the_line_that_load_gives(run, capsys, photographs, monkeypatch):
+def test_each_image_gets_the_line_that_load_gives(run, tmp_path, capsys, photographs, monkeypatch):
     monkeypatch.setattr(report, "load_data", lambda *given, **options: pytest.fail("read"))
-    lines = evaluated(capsys, run, "--images", *photographs).splitlines()
+    (tmp_path / "photographs" / "notes.txt").write_text("not an image")
+    out = evaluated(capsys, run, "--images", *photographs)
+    assert evaluated(capsys, run, "--images", tmp_path / "photographs") == out
     model = load(run)
     cost = resnet_cost(model.resnet, 16)
-    for line, (path, pixels) in zip(lines, photographs.items(), strict=True):
+    for line, (path, pixels) in zip(out.splitlines(), photographs.items(), strict=True):
         logits, u = model(pixels[None])
         best = int(logits.argmax())
         name, probability = list(SHAPES)[best], 100 * logits.softmax(1)[0, best]
@@ -551,11 +479,9 @@ def test_an_image_is_prepared_as_the_data_of_the_run_is(
     tmp_path, capsys, photographs, monkeypatch, data, side, sizes
 ):
     save(tmp_path, state_of(**SMALL | {"data": data, "image_size": side})[0])
-    seen = []
-    read = report.load_image
-    monkeypatch.setattr(report, "load_image", lambda *given: seen.append(given[1:]) or read(*given))
+    monkeypatch.setattr(report, "load_image", seen := Mock(wraps=report.load_image))
     evaluated(capsys, tmp_path, "--images", *photographs)
-    assert set(seen) == {sizes}
+    assert {call.args[1:] for call in seen.call_args_list} == {sizes}
 
 
 def test_an_output_that_is_only_ascii_gets_what_it_can_show(run, photographs, monkeypatch):
@@ -567,20 +493,12 @@ def test_an_output_that_is_only_ascii_gets_what_it_can_show(run, photographs, mo
     assert "\nBlockDrop " in text and re.search(r"  [#.]{3}  \d of 3 blocks", text)
 
 
-def test_a_folder_stands_for_the_images_in_it(run, capsys, photographs):
-    folder = Path(next(iter(photographs))).parent
-    (folder / "notes.txt").write_text("not an image")
-    named = evaluated(capsys, run, "--images", *photographs)
-    assert evaluated(capsys, run, "--images", folder) == named
-
-
 def test_a_bad_file_is_one_line_and_does_not_stop_the_others(run, capsys, photographs, tmp_path):
     bad = tmp_path / "bad\n.png"
     bad.write_bytes(b"\x89PNG not really")
     first, *others = photographs
-    code = evaluate.main([str(run), "--device=cpu", "--images", first, str(bad), *others])
-    out, error = capsys.readouterr()
-    assert code == 2 and error.count("\n") == 1 and "bad" in error
+    code, out, [problem] = ended(capsys, run, "--images", first, bad, *others)
+    assert code == 2 and "bad" in problem
     assert all(path in out for path in photographs) and out.count("\n") == 3
 
 
@@ -593,72 +511,27 @@ def test_classes_and_files_cannot_forge_lines(run, capsys, photographs):
     assert out.count("\n") == 1 and r"a\nb.png" in out and r"\nevil: all blocks \x1b[2J" in out
 
 
-def test_an_answer_that_is_not_finite_is_none(run, capsys, photographs):
-    state, model = state_of(**SMALL)
-    model.resnet.bn1.weight.data.fill_(1e38)
-    save(run, {**state, "resnet": model.resnet.state_dict()})
-    assert "no finite answer" in refused(capsys, run, "--images", *photographs)
-
-
-def test_a_folder_without_images_is_said_in_a_line(run, capsys, tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert "empty" in refused(capsys, run, "--images", tmp_path / "empty")
-
-
-@pytest.mark.parametrize("more", [["--enumerate"], ["--json=x.json"], ["another"]])
-def test_images_are_answered_by_one_run_and_nothing_else(run, capsys, photographs, more):
-    assert "--images takes one RUN" in refused(capsys, run, *more, "--images", *photographs)
-
-
-# ------------------------------------------------------------------------------------- as a process
-COMMAND = [sys.executable, "evaluate.py", "--device=cpu"]
-
-
-def test_readers_that_go_away_lose_no_result(run, tmp_path):
+# ----------------------------------------------------------------------------- faults and refusals
+def test_readers_that_go_away_lose_no_result_and_no_exit_code(run, tmp_path):
     (run / NAME).write_bytes(b"damaged")  # a warning, for standard error
-    path = tmp_path / "found.json"
-    command = (
-        f"{' '.join(COMMAND)} {run} --json {path} 2>/dev/full | head -1; exit ${{PIPESTATUS[0]}}"
-    )
-    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, env=ENVIRONMENT, timeout=120)
-    assert ended.returncode == 0 and "baselines" in json.loads(path.read_text())
+    (run / "extremes.png").mkdir()  # a fault, once all has been printed
+    command = f"{sys.executable} evaluate.py --device=cpu {run} --json {tmp_path}/found.json"
+    command += " 2>/dev/full | head -1; exit ${PIPESTATUS[0]}"
+    options = {"cwd": Path(__file__).parent.parent, "timeout": 120}
+    options["env"] = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    assert subprocess.run(["bash", "-c", command], **options).returncode == 2
+    assert "baselines" in json.loads((tmp_path / "found.json").read_text())
 
 
-def test_ctrl_c_is_one_line_and_exit_code_130(run, tmp_path):
-    many = tmp_path / "many"  # more than can be answered before the signal
-    many.mkdir()
-    for i in range(9000):
-        os.symlink(ROOT / "docs" / "demo.png", many / f"{i}.png")
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [*COMMAND, run, "--images", many]
-    # A process that a shell has put into the background ignores the signal, and so would its child.
-    streams["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **streams) as running:
-        running.stdout.readline()
-        running.send_signal(signal.SIGINT)
-        try:
-            _, error = running.communicate(timeout=60)
-        finally:
-            running.kill()
-    assert (running.returncode, error) == (130, "evaluate.py: stopped\n")
+def test_ctrl_c_is_one_line_and_exit_code_130(run, capsys, monkeypatch):
+    monkeypatch.setattr(report, "measure_rivals", Mock(side_effect=KeyboardInterrupt))
+    assert ended(capsys, run) == (130, "", ["evaluate.py: stopped"])
 
 
-# --------------------------------------------------------------------------------------- bad input
 def test_a_damaged_checkpoint_is_said_to_be_so_when_the_one_before_is_evaluated(run, capsys):
     (run / NAME).write_bytes(b"damaged")
-    assert evaluate.main([str(run), "--device=cpu"]) == 0
-    error = capsys.readouterr().err
-    assert error.startswith(f"evaluate.py: {run / NAME}") and PREVIOUS in error
-    assert error.count("\n") == 1
-
-
-def test_runs_that_are_not_there_damaged_or_do_not_fit_are_named(run, capsys, tmp_path):
-    assert "nowhere" in refused(capsys, tmp_path / "nowhere")
-    for name in (NAME, PREVIOUS):
-        (run / name).write_bytes(b"damaged")
-    assert str(run) in refused(capsys, run)
-    save(tmp_path, {**state_of()[0], "classes": ("a", "b")})
-    assert "fc.weight" in refused(capsys, tmp_path)
+    code, _, [problem] = ended(capsys, run)
+    assert code == 0 and problem.startswith(f"evaluate.py: {run / NAME}") and PREVIOUS in problem
 
 
 def test_data_whose_classes_are_not_those_of_the_checkpoint_is_refused(tmp_path, capsys):
@@ -669,27 +542,21 @@ def test_data_whose_classes_are_not_those_of_the_checkpoint_is_refused(tmp_path,
     assert r"the classes a\nb, b, c" in error and "apple, bee" in error
 
 
-@pytest.mark.parametrize("device", ["nosuch", "cuda:99", "meta"])
-def test_a_device_that_is_not_there_is_refused(run, capsys, device):
-    assert device in refused(capsys, run, "--device", device)
+REFUSED = {  # arguments, with RUN for a run's folder -> what is said of them
+    "": "RUN", "RUN --threshold 1": "--threshold", "RUN/nowhere": "nowhere",
+    "RUN --images RUN": "no images in", "RUN --enumerate --images x.png": "--images takes one RUN",
+    "RUN --json=x --images x.png": "takes one RUN", "RUN other --images x.png": "takes one RUN",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("problem", [MemoryError(), RuntimeError("could not create a primitive")])
-def test_memory_that_does_not_suffice_is_said_in_a_line(run, capsys, monkeypatch, problem):
-    def fail(*given, **options):
-        raise problem
-
-    monkeypatch.setattr(report, "measure_rivals", fail)
-    assert "memory" in refused(capsys, run)
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_arguments_that_cannot_be_followed_are_refused_in_a_line(run, capsys, arguments):
+    assert REFUSED[arguments] in refused(capsys, *arguments.replace("RUN", str(run)).split())
 
 
-@pytest.mark.parametrize("flags", [["--nosuch"], ["--threshold", "1"], ["--json"], ["--json=--"]])
-def test_a_bad_command_line_is_refused(run, capsys, flags):
-    assert flags[0] in refused(capsys, run, *flags)
-
-
-def test_no_run_at_all_is_refused(capsys):
-    assert "RUN" in refused(capsys)
+def test_a_device_that_is_not_there_is_refused(run, capsys):
+    assert evaluate.main([str(run), "--device=nosuch"]) == 2
+    assert "nosuch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{}, {"policy": "first:2"}, {"stage": "pretrain"}])
@@ -710,7 +577,5 @@ def test_images_are_read_by_as_many_processes_as_the_run_has(
 
 
 def test_a_run_is_measured_in_channels_last(run):
-    _, _, model = report.open_run(run, torch.device("cpu"))
-    for name, p in model.named_parameters():
-        if p.dim() == 4:
-            assert p.is_contiguous(memory_format=torch.channels_last), name
+    for name, p in report.open_run(run, torch.device("cpu"))[2].named_parameters():
+        assert p.dim() < 4 or p.is_contiguous(memory_format=torch.channels_last), name

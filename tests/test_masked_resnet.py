@@ -379,6 +379,26 @@ def test_a_block_leaves_its_input_as_it_was(execute, recorded, kept, k):
     assert_equal(x, images(3, 5))
 
 
+@torch.no_grad()
+def test_without_gradients_kept_images_are_put_back_in_place(monkeypatch):
+    net = small_resnet((1,), (3,))
+    x = images(3, 5)
+    found = run_sparse(net.blocks[0], x, torch.tensor([0, 2]), overwrite=True)
+    assert_equal(found, run_block("sparse", net.blocks[0], images(3, 5), [0, 2]))
+    assert found.data_ptr() == x.data_ptr()
+    asked = []
+
+    def watched(block, x, kept, overwrite=False):
+        asked.append(overwrite)
+        return run_sparse(block, x, kept, overwrite)
+
+    monkeypatch.setattr(masked_resnet, "run_sparse", watched)
+    for recorded in (False, True):
+        with torch.set_grad_enabled(recorded):
+            net(x, torch.tensor([[1], [0], [1]]), "sparse")
+    assert asked == [True, False]
+
+
 @both
 @pytest.mark.parametrize("kept", [[], [0, 2], [0, 1, 2]])
 def test_a_shortcut_runs_once_a_batch(execute, kept):
@@ -559,8 +579,11 @@ IMAGENET = "an ImageNet ResNet has one of 18, 34, 50, 101, 152 layers"
     [((depth,), f"depth is {depth}; {CIFAR}") for depth in (33, 2, 0, -4, 18)]
     + [((depth, 10, "imagenet"), f"depth is {depth}; {IMAGENET}") for depth in (20, 32, 102)]
     + [((20, 10, "mnist"), 'family is \'mnist\'; it must be "cifar" or "imagenet"')]
-    + [((8, classes), f"num_classes is {classes}; it must be at least 1") for classes in (0, -1)]
-    + [((8, 10, "cifar", 0), "width is 0; it must be at least 1")],
+    + [
+        ((8, classes), f"num_classes is {classes}, width is 16; both must be at least 1")
+        for classes in (0, -1)
+    ]
+    + [((8, 10, "cifar", 0), "num_classes is 10, width is 0; both must be at least 1")],
 )
 def test_a_network_that_does_not_exist_is_refused(given, expected):
     with pytest.raises(ValueError, match=expected):

@@ -46,18 +46,8 @@ def stop_after(count, out, *flags, save_every=-1):
 # ---------------------------------------------------------------------------------------- stopping
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path, capsys):
     assert stop_after(2, tmp_path) == 130
-    command = " ".join(["python train.py", *SHORT, "--out", str(tmp_path)])
-    said = f"train.py: stopped; to go on from the last checkpoint, run again: {command}\n"
+    said = "train.py: stopped; the same command goes on from the last checkpoint\n"
     assert capsys.readouterr().err == said
-
-
-def test_ctrl_c_under_torchrun_names_its_processes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "run", lambda *_: interrupt())
-    monkeypatch.setattr(process, "under_torchrun", lambda: True)
-    monkeypatch.setattr(process, "team", lambda device: threading.Lock())
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert short_run(tmp_path) == 130
-    assert "run again: torchrun --nproc_per_node=3 train.py --preset" in capsys.readouterr().err
 
 
 def test_a_run_installs_no_handler_of_a_signal(tmp_path, monkeypatch):
@@ -88,7 +78,7 @@ def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
     assert "going on: pretrain, epoch 2, step 2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("later", "saved"), [(599, []), (601, [(0, 2), (1, 0)])])
+@pytest.mark.parametrize(("later", "saved"), [(599, [(1, 0)]), (601, [(0, 2), (1, 0)])])
 def test_after_ten_minutes_a_save_comes_at_the_end_of_a_step(tmp_path, monkeypatch, later, saved):
     now, places = [0.0], []
     monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
@@ -101,7 +91,7 @@ def test_after_ten_minutes_a_save_comes_at_the_end_of_a_step(tmp_path, monkeypat
 
     monkeypatch.setattr(train, "save", keep)
     assert short_run(tmp_path, "--stages=pretrain", "--pretrain-epochs=1") == 0
-    assert places == (saved or [(1, 0)])
+    assert places == saved
 
 
 # ---------------------------------------------------------------------------------------- going on
@@ -164,7 +154,7 @@ def test_a_run_goes_on_in_the_arithmetic_it_began_with(tmp_path, monkeypatch, ca
     monkeypatch.setattr(process, "has_bfloat16", lambda device: not began)
     assert short_run(tmp_path, "--amp=auto") == 0
     assert set(seen) == {began}
-    assert ("has no instructions for bfloat16" in capsys.readouterr().out) == began
+    assert (", bfloat16;" in capsys.readouterr().out) == began
     assert read(tmp_path)[0]["bfloat16"] is began
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,8 +10,7 @@ import torch
 from ..blockdrop import BlockDrop, FixedPolicy
 from ..masked_resnet import resnet
 from ..policy_network import policy_net
-from .files import FORMAT, read_file, write_safely
-from .program import out_of_memory, shown
+from .files import FORMAT, read_file, using, write_safely
 from .settings import unflat
 from .weights import fitting
 
@@ -45,18 +43,6 @@ def ship(folder, path):
         tensors = state[part].items()
         state[part] = {name: t.half() if t.is_floating_point() else t for name, t in tensors}
     write_safely(path, {**state, "optimizer": None})
-
-
-@contextmanager
-def using(path):
-    """Makes one line of whatever is wrong in a checkpoint that somebody else has made."""
-    try:
-        yield
-    except Exception as problem:
-        if isinstance(problem, OSError) or out_of_memory(problem):
-            raise
-        reason = f"{type(problem).__name__}: {shown(str(problem), 300)}"
-        raise ValueError(f"{path} is no whole checkpoint of blockdrop_min ({reason})") from None
 
 
 def read(path):
@@ -141,10 +127,6 @@ def restore_optimizer(optimizer, state, path):
     with using(path):
         saved = state["optimizer"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
-        for parameter, moments in optimizer.state.items():
-            for name, tensor in moments.items():
-                if name != "step" and tensor.shape != parameter.shape:
-                    raise ValueError(f"the optimizer's {name} is {list(tensor.shape)}")
 
 
 def load(path, device="cpu"):

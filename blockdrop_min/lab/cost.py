@@ -8,7 +8,6 @@ from copy import deepcopy
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -59,18 +58,8 @@ def counted(function, x):
 
 
 def without_numbers(network):
-    """A copy whose tensors are shapes alone, on PyTorch's device "meta", without BatchNorm.
-
-    BatchNorm costs nothing, but most of the time that counting takes.
-    """
-    tensors = [*network.parameters(), *network.buffers()]
-    shapes = {id(tensor): tensor.to("meta", torch.float32) for tensor in tensors}
-    network = deepcopy(network, shapes)
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.Identity())
-    return network
+    """A copy in eval mode whose tensors are shapes alone, on PyTorch's device "meta"."""
+    return deepcopy(network).eval().to("meta", torch.float32)
 
 
 def an_image(image_size):

@@ -7,10 +7,7 @@ normalises: that is in `BlockDrop.prepare`. Read after shapes.py and images.py.
 
 import functools
 import hashlib
-import re
-import socket
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Listener
 from pathlib import Path
@@ -32,8 +29,6 @@ SAMPLE = 20_000 * 3 * 32 * 32  # bytes of training images whose mean and std are
 # The short side of a streamed image. torchvision published its weights V1 with 256 and a crop of
 # 224, as we do; its newer weights V2 with 232.
 STREAM_SIZE = 256
-PATIENCE = 8  # seconds for a server to answer; torchvision asks twice
-DRAWING = 130  # bytes a pixel that are in use while shapes are drawn, 500 images at a time
 
 
 def seeded(*key, device="cpu"):
@@ -111,8 +106,7 @@ def read_batches(images, batches, workers, pin):
         line = str(problem).strip().splitlines()[-1].removeprefix(f"{type(problem).__name__}: ")
         kind = OSError if "[Errno" in line else ValueError
         if kind is ValueError and not isinstance(problem, ValueError):
-            needed = "processes need room in /dev/shm and a short path in TMPDIR"
-            line = f"reading images failed ({line}): {needed}; use --workers 0"
+            line += "; processes need room in /dev/shm and a short TMPDIR, --workers 0 does not"
         raise kind(line) from None
 
 
@@ -151,22 +145,20 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     train_images: use this many, validation included, drawn at random; 0: all (shapes: 8,000).
     val_images: cut from the training images; the cut does not depend on the run's seed.
     with_test: read the test images, too.
-    Raises ValueError, one line, on missing, empty, corrupt or mixed-size files, on splits that
-        cannot be made, and on images that do not fit into memory; OSError if the disk fails.
+    Raises ValueError, one line, on missing, empty, corrupt or mixed-size files, and on splits that
+        cannot be made; OSError if the disk fails.
     """
     too_large = name == "imagenet" and image_size > STREAM_SIZE
     if too_large or (name in CIFAR and image_size not in (0, 32)):
         allowed = f"at most {STREAM_SIZE}" if too_large else "0 or 32, as they are"
         raise ValueError(f"--image-size is {image_size}; for {name} it must be {allowed}")
-    found, test = "", None
+    found = ""
     if name == "shapes":
         train, classes = shapes(train_images or 8_000, 0, image_size or 32), SHAPES
-        if with_test:
-            test = shapes(max(10, min(2_000, len(train) // 4)), 1, image_size or 32)
+        test = with_test and shapes(max(10, min(2_000, len(train) // 4)), 1, image_size or 32)
     elif name in CIFAR:
         train, classes = cifar(name, root, True)
-        if with_test:
-            test, _ = cifar(name, root, False)
+        test = with_test and cifar(name, root, False)[0]
     else:
         train, test, found = folders(Path(root), STREAM_SIZE if name == "imagenet" else image_size)
         classes = train.images.classes
@@ -179,10 +171,9 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
     if name == "folder":
         train = read_images(train, order)
         order = torch.arange(count)
-        side = train.images.shape[-1]
-        test = read_images(test, torch.arange(len(test)), side) if with_test else None
-    elif not with_test:
-        test = None
+        if with_test:
+            test = read_images(test, torch.arange(len(test)), train.images.shape[-1])
+    test = test if with_test else None
     val = train.subset(order[:val_images])
     train = train.subset(order[val_images:])
     (mean, std), crop, pad = IMAGENET, image_size or 224, 0
@@ -193,43 +184,26 @@ def load_data(name, root, image_size=0, train_images=0, val_images=1000, with_te
         mean = pixels.mean((0, 2, 3)).tolist()
         std = pixels.std((0, 2, 3)).clamp_min(1e-3).tolist()
     read = f"{len(train):,} training and {len(val):,} validation images, {len(classes):,} classes"
-    read += found
-    return Data(train, val, test, tuple(classes), tuple(mean), tuple(std), crop, pad, read)
-
-
-def check_memory(needed):
-    """Raises ValueError if so many bytes are not free, where the system says so (Linux)."""
-    with suppress(OSError):
-        text = Path("/proc/meminfo").read_text()
-        free = int(re.search(r"MemAvailable: +(\d+)", text)[1]) * 1024
-        with suppress(OSError, ValueError):  # in a container; "max" is no limit
-            free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-        if needed > free:
-            gib = f"{needed / 2**30:.1f} GiB of memory, of which {free / 2**30:.1f} are free"
-            raise ValueError(f"the images need {gib}; use a smaller --image-size or --train-images")
+    return Data(train, val, test, tuple(classes), tuple(mean), tuple(std), crop, pad, read + found)
 
 
 @functools.lru_cache(2)  # train.py and the evaluation at its end draw the same ones
 def shapes(count, seed, size):
     """Drawn shapes as a `Split`."""
-    check_memory(size**2 * (6 * count + DRAWING * min(count, 500)))
     return Split(*make_shapes(count, seed, size))
 
 
 def cifar(name, root, train):
     """CIFAR from its official files, downloaded by torchvision: a `Split`, and the classes."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
     try:
         with warnings.catch_warnings():  # NumPy's, of how the files were pickled
             warnings.simplefilter("ignore")
             data = CIFAR[name](root, train=train, download=True)
     except Exception as problem:  # of many kinds: of the network, the disk, damaged files
-        reason = " ".join(str(problem).split())
-        missing = f"{name} is not in {root} and could not be downloaded ({reason})"
+        missing = (
+            f"{name} is not in {root} and could not be downloaded ({shown(str(problem), 200)})"
+        )
         raise ValueError(f"{missing}; put {CIFAR[name].filename} there; {DATA_DIR}") from None
-    finally:
-        socket.setdefaulttimeout(before)
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.tensor(data.targets)), data.classes
 
@@ -239,11 +213,10 @@ def folders(root, size):
     train = image_folder(root, ("train",), size)
     test = image_folder(root, ("test", "val"), size, train.classes)
     found = f"; test: {len(test.paths):,} images in {test.root.name}"
-    left_out = sorted(train.left_out) + sorted(test.left_out)
+    left_out = train.left_out + test.left_out
     if left_out:
-        names = [shown(Path(path).relative_to(root)) for path in left_out[:3]]
-        names = ", ".join(names + ["..."] * (len(left_out) > 3))
-        found += f"; left out: {len(left_out):,} that are no images ({names})"
+        example = shown(Path(left_out[0]).relative_to(root))
+        found += f"; left out: {len(left_out):,} that are no images, such as {example}"
     return *(Split(files, torch.tensor(files.labels)) for files in (train, test)), found
 
 
@@ -251,11 +224,10 @@ def read_images(split, index, side=0):
     """The images at `index` of a `Split` of files, in memory.
 
     side: the side that they must have; 0: that of the first.
-    Raises ValueError if one is not square or has another side, or if they do not fit into memory.
+    Raises ValueError if one is not square or has another side.
     """
     files = split.images
     side = side or files.size or min(files[index[0]][0].shape[1:])
-    check_memory(6 * len(index) * side**2)
     images = []
     for i in index.tolist():
         images.append(files[i][0])

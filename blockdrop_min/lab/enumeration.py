@@ -117,12 +117,9 @@ def enumerate_policies(model, data, gamma, learned=None, workers=0):
     Chosen on validation, but for the bound, which knows the labels of the test images.
 
     gamma: the penalty of a wrong prediction, in the reward.
-    learned: the `Result` of a learned policy on the test set, or None; the others are compared
-        with it.
+    learned: the `Result` of a learned policy on the test set, or None.
     Returns a dict. policies: what it is chosen by -> numbers. frontier: of each number of blocks
-    the single policy with the best accuracy. regret_static, regret_informed: what the best single
-    policy, and the one by the full network's confidence, have more than the learned one; paired
-    differences in reward, (mean, standard error).
+    the single policy with the best accuracy.
     """
     cost = resnet_cost(model.resnet, data.crop)
     u = all_policies(model.resnet.num_blocks)
@@ -142,6 +139,4 @@ def enumerate_policies(model, data, gamma, learned=None, workers=0):
     found["informed_reward"] = R["by confidence"].mean().item()
     if learned:
         found["learned_reward"] = R["learned"].mean().item()
-        found["regret_static"] = mean_and_error(R["one for all"] - R["learned"])
-        found["regret_informed"] = mean_and_error(R["by confidence"] - R["learned"])
     return found

@@ -3,17 +3,16 @@
 import hashlib
 import io
 import os
-import secrets
+import pickle
 import stat
 import warnings
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from .process import rank
-from .program import complain, out_of_memory
+from .program import complain, out_of_memory, shown
 
 try:
     import fcntl
@@ -27,13 +26,9 @@ DIGEST = 64  # characters
 END = b"PK\5\6"  # how the last record of a zip archive begins, 22 bytes long
 
 
-def check_plain(path, follow_links=False):
-    """ValueError if something else than a plain file is there: a pipe one waits at for ever."""
-    try:
-        mode = os.stat(path, follow_symlinks=follow_links).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    if not stat.S_ISREG(mode):
+def check_plain(path):
+    """ValueError if something else than a plain file is there, which a new one would replace."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         what = "a folder, a link, a pipe or a device"
         raise ValueError(f"{path} is {what}; only a plain file may stand there")
 
@@ -52,9 +47,9 @@ def write_safely(path, content, previous=None):
         buffer = io.BytesIO()  # torch.save itself reports a full disk as something else
         torch.save(content, buffer)
         content = sealed(buffer.getvalue())
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = path.with_name(f".{path.name}.partial")  # a killed write's gives way to the next
     try:
-        with open(temporary, "xb") as file:  # x: fails where anything stands, a link included
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -85,42 +80,36 @@ def read_file(path):
     """What a file of torch.save holds: plain types and tensors, on the CPU.
 
     A digest is checked where there is one, as in all files that this package writes.
-    Raises ValueError, one line, if the file is damaged, holds anything else or is no plain file,
-    and OSError or MemoryError if it cannot be read now.
+    Raises ValueError, one line, if the file is damaged or holds anything else, and OSError or
+    MemoryError if it cannot be read now.
     """
-    check_plain(path, follow_links=True)
     try:
         content = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} does not exist") from None
-    try:
+    fault = "cannot be read: it is damaged, or holds more than plain types and tensors"
+    with using(path, fault), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lines beside our one
         checked = is_sealed(content)
-        if not checked and zipfile.is_zipfile(io.BytesIO(content)):
-            check_records(content)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lines beside our one
+        try:
             value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # its text advises to load it unsafely
+            raise ValueError("no file of torch.save, or not of tensors alone") from None
         if isinstance(value, dict) and value.get("format") == FORMAT and not checked:
             raise ValueError("its digest is missing")
         return value
-    except Exception as problem:  # of many kinds, and with texts that advise to load it unsafely
+
+
+@contextmanager
+def using(path, fault="is no whole checkpoint of blockdrop_min"):
+    """Makes one line of whatever is wrong in a file that somebody else has made."""
+    try:
+        yield
+    except Exception as problem:
         if isinstance(problem, OSError) or out_of_memory(problem):
             raise
-        reason = str(problem) if type(problem) is ValueError else type(problem).__name__
-        fault = "it is damaged, not a file of torch.save, or holds more than plain types, tensors"
-        raise ValueError(f"{path} cannot be read ({reason}): {fault}") from None
-
-
-def check_records(content):
-    """ValueError unless the records of an archive are whole and not larger than the archive.
-
-    torch.load never looks at their CRC-32, and believes sizes that may hide gigabytes.
-    """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(record.file_size for record in archive.infolist()) > len(content):
-            raise ValueError("its records are larger than the file")
-        if archive.testzip():
-            raise ValueError("a record is damaged")
+        reason = f"{type(problem).__name__}: {shown(str(problem), 200)}"
+        raise ValueError(f"{path} {fault} ({reason})") from None
 
 
 @contextmanager
@@ -144,7 +133,7 @@ def locked(folder):
 
 
 def lock(file, folder):
-    """Locks a file for as long as it is open, and removes what killed writes have left."""
+    """Locks a file for as long as it is open."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # the two answers of systems to a held lock
@@ -152,7 +141,3 @@ def lock(file, folder):
         raise ValueError(f"another run is writing to {folder}; {advice}") from None
     except OSError as problem:
         complain(folder, f"not locked ({problem.strerror}); start no second run in it")
-        return
-    for name in RUN_FILES:  # written under this lock alone
-        for leftover in Path(folder).glob(f".{name}.????????.partial"):
-            leftover.unlink()

@@ -55,19 +55,15 @@ class Log:
 
     def epoch(self, name, epoch, epochs, steps, done):
         """Begins an epoch of `steps` steps of which `done` are done."""
-        self.name = f"{name} {epoch + 1}/{epochs}"
-        self.begun = time.monotonic(), done
-        self.progress.reset(self.task, description=self.name, total=steps, completed=done)
+        name = f"{name} {epoch + 1}/{epochs}"
+        self.progress.reset(self.task, description=name, total=steps, completed=done)
 
     def step(self):
         """Says that one step more of the epoch is done."""
         self.progress.advance(self.task)
-        now = time.monotonic()
-        if self.console.is_terminal or now - self.last_line < PLAIN_EVERY:
+        if self.console.is_terminal or time.monotonic() - self.last_line < PLAIN_EVERY:
             return
-        self.last_line = now
+        self.last_line = time.monotonic()
         task = self.progress.tasks[0]
-        start, before = self.begun
-        left = (now - start) / (task.completed - before) * task.remaining
-        place = f"step {task.completed:.0f}/{task.total:.0f}, {left:.0f} s left in this epoch"
-        self.say(f"{time.strftime('%T')} {self.name}: {place}")
+        place = f"step {task.completed:.0f}/{task.total:.0f}"
+        self.say(f"{time.strftime('%T')} {task.description}: {place}")

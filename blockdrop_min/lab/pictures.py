@@ -10,11 +10,6 @@ from torchvision.transforms.functional import to_pil_image
 from .files import write_safely
 from .program import shown
 
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
-PUBLISHED = {  # on these classes: (FLOPs, accuracy), finetuned (paper, figure 4)
-    "ResNet, paper": [(52e6, 0.902), (81e6, 0.913), (109e6, 0.921), (137e6, 0.923), (506e6, 0.932)],
-    "BlockDrop, paper": [(87e6, 0.913), (116e6, 0.923), (153e6, 0.931), (183e6, 0.936)],
-}
 INK = (30, 30, 40)
 FAINT = (205, 205, 215)
 # Of Okabe and Ito: the colour-blind tell them apart, too.

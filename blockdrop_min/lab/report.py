@@ -109,24 +109,19 @@ def trained_rivals(name, state, settings, data, device):
     They are the runs in its folders static-*. Those that do not compare are said and left out.
     """
     found = {}
+    end = "finetune", settings.finetune.epochs
     for folder in sorted(folder_of(name).glob("static-*")):
         try:
             theirs, its, model = open_run(folder, device)
             differ = [name for name in SHARED if getattr(its, name) != getattr(settings, name)]
             if differ or its.policy == "learned":
                 raise ValueError(f"it has another {', '.join(differ) or 'kind of policy'}")
-            if not is_finished(state, settings) or not is_finished(theirs, its):
+            if {(reached["stage"], reached["epoch"]) for reached in (state, theirs)} != {end}:
                 raise ValueError("finetuning has not come to its end in both")
-            result = run_policy(model, data.test, data.crop, workers=settings.workers)
-            found[its.policy] = result
+            found[its.policy] = run_policy(model, data.test, data.crop, workers=settings.workers)
         except ValueError as problem:
             warn(f"{folder} is not compared: {problem}")
     return found
-
-
-def is_finished(state, settings):
-    """Whether a checkpoint is that of the end of finetuning."""
-    return (state["stage"], state["epoch"]) == ("finetune", settings.finetune.epochs)
 
 
 def numbers_of(test, results):
@@ -241,10 +236,6 @@ def tell(screen, group):
             text = f"all policies, counted; reward at gamma {found['gamma']:g}"
             say(f"{text}, what needs the label is a bound")
             screen.print(enumeration_table(found))
-            for key, rival in (("static", "one for all"), ("informed", "by confidence")):
-                if f"regret_{key}" in found:
-                    regret = "{:.3f} ± {:.3f}".format(*found[f"regret_{key}"])
-                    say(f"regret, reward {rival} less the learned one: {regret}")
 
 
 # Drawing
@@ -277,22 +268,19 @@ def curves(groups):
     return {name: line for name, line in lines.items() if line}
 
 
-def draw(group):
-    """Draws the pictures of the first of a group of runs, in the trade-off means over all."""
-    run = group[0]
+def draw(run):
+    """Draws the pictures of a run. Returns their folder."""
     folder = folder_of(run.name)
     folder.mkdir(parents=True, exist_ok=True)
-    classes = run.data.classes
     u = run.results["blockdrop"].u
-    pictures.extremes(run.data.test, u, classes, folder / "extremes.png")
+    pictures.extremes(run.data.test, u, run.data.classes, folder / "extremes.png")
     others = [name for name in run.results if name in NAMES and name != "blockdrop"]
-    series = curves([group]) | {NAMES[name]: [spot(group, name)] for name in others}
+    series = curves([[run]]) | {NAMES[name]: [spot([run], name)] for name in others}
     if "enumeration" in run.numbers:
         best = run.numbers["enumeration"]["frontier"].values()
         series["best static, counted"] = [(row["flops"], row["accuracy"]) for row in best]
-    if " ".join(classes) == pictures.CIFAR10:
-        series |= pictures.PUBLISHED
     pictures.tradeoff(series, folder / "tradeoff.png")
+    return folder
 
 
 def main(names, *, data_dir=None, device="auto", json_path=None, enumerated=False):
@@ -305,9 +293,6 @@ def main(names, *, data_dir=None, device="auto", json_path=None, enumerated=Fals
     enumerated: run all 2^K policies, too.
     Raises ValueError if a run cannot be measured, and OSError if something cannot be saved.
     """
-    path = Path(json_path or "")
-    if path.is_file() and b'"baselines": {' not in (path.read_bytes() or b'"baselines": {'):
-        raise ValueError(f"{path} is not from --json and would be lost; name another file")
     screen = console(soft_wrap=True)
     screen.width = max(80, screen.width)
     device = choose_device(device)
@@ -322,13 +307,12 @@ def main(names, *, data_dir=None, device="auto", json_path=None, enumerated=Fals
         tell(screen, group)
     if json_path:
         every = {"runs": [run.numbers for run in runs]} if len(runs) > 1 else {}
-        write_safely(path, json.dumps(runs[0].numbers | every, indent=1).encode())
-    with_pictures = [group for group in groups if "blockdrop" in group[0].results]
-    for group in with_pictures:
-        for run in group:
-            draw(group if run is group[0] else [run])
-            screen.print(f"pictures in {named(folder_of(run.name))}")
-    if len(with_pictures) > 1:
+        write_safely(json_path, json.dumps(runs[0].numbers | every, indent=1).encode())
+    for run in runs:
+        if "blockdrop" in run.results:
+            screen.print(f"pictures in {named(draw(run))}")
+    groups = [group for group in groups if "blockdrop" in group[0].results]
+    if len(groups) > 1:
         path = folder_of(names[0]) / "curve.png"
         pictures.tradeoff(curves(groups), path)
         screen.print(f"all runs in {named(path)}")
@@ -360,8 +344,6 @@ def answer(name, files, device="auto"):
             continue
         with torch.inference_mode():
             logits, u = model(image[None].to(device))
-        if not logits.isfinite().all():
-            raise ValueError(f"{name} has no finite answer; its mean, std or weights are damaged")
         probability, index = logits[0].softmax(0).max(0)
         flops, full = flops_under(model, u.cpu(), image.shape[1:])
         which = "".join(bar[int(keep)] for keep in u[0])

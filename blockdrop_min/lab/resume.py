@@ -7,15 +7,13 @@ from pathlib import Path
 import torch
 import torchvision
 
-from .checkpoint import DAMAGED, NAME, PREVIOUS, read, using
+from .checkpoint import DAMAGED, NAME, PREVIOUS, read
+from .files import using
 from .process import rank
-from .program import shown
 from .settings import STAGES, flag, flat, unflat
 
 MAY_CHANGE = {"stages", "device", "workers", "data_dir", "rivals"}
 MAY_CHANGE |= {f"{stage}_epochs" for stage in STAGES}
-POSITION = {"epoch": int, "step": int, "sums": dict, "seconds": float, "metrics": list}
-POSITION |= {"bfloat16": bool, "classes": tuple}
 
 
 def open_folder(out, settings):
@@ -28,9 +26,6 @@ def open_folder(out, settings):
         return None, None
     state, warning = read(out)
     with using(out):
-        for name, kind in POSITION.items():
-            if type(state[name]) is not kind:
-                raise TypeError(f"{name} is {shown(state[name])}")
         before = unflat(state["settings"])
         theirs = flat(before)
         differences = [
@@ -72,8 +67,8 @@ def versions():
     """The versions of the code and of what it runs on, as one line."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=7"]
     try:
-        found = subprocess.run(git, capture_output=True, text=True, timeout=10)
-        commit = found.stdout.strip() or "none"
+        found = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        commit = "none"
-    return f"commit {commit}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+        found = ""
+    packages = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    return f"commit {found or 'none'}, {packages}"

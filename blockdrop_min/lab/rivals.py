@@ -128,7 +128,7 @@ def dealt_loss(model, data, ours, seed=0, workers=0):
 
 
 def worth_of_looking(ours, rivals):
-    """What BlockDrop has more than one policy for all images at equal FLOPs: accuracy, its error.
+    """By how much accuracy BlockDrop beats one policy for all images at equal FLOPs, and its error.
 
     Between two rivals the comparison is with the line through them, below them with the lowest.
 

@@ -5,8 +5,8 @@ the stage's own file.
 """
 
 import argparse
-import os
 from dataclasses import dataclass, field, fields
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -35,9 +35,7 @@ class Settings:
     amp: str = option("auto", "bfloat16 where the machine is made for it", choices=ARITHMETIC)
     deterministic: bool = option(False, "repeat bit for bit on a GPU, too; slower")
     workers: int = option(4, "processes that read images (imagenet)", 0, 256)
-    rivals: int = option(
-        2, "fixed policies to train as long, for a fair table; 5: FirstK, ...", 0, 5
-    )
+    rivals: int = option(2, "fixed policies to train as long, as rivals; 5: FirstK, ...", 0, 5)
     # Data
     data: str = option("shapes", "data set", choices=DATA)
     data_dir: str = option("data", "folder with the files of cifar10, cifar100, folder or imagenet")
@@ -61,7 +59,9 @@ class Settings:
     def __post_init__(self):
         values = flat(self)
         for name, (_, f) in OPTIONS.items():
-            check_range(flag(name), f, values[name])
+            value, low, high = values[name], f.metadata["low"], f.metadata["high"]
+            if low is not None and not low <= value <= high:
+                raise ValueError(f"--{flag(name)} is {value}; it must be between {low} and {high}")
         if self.stage_names != [name for name in STAGES if name in self.stage_names]:
             allowed = f"it must be all, or name some of {','.join(STAGES)}, in this order"
             raise ValueError(f"--stages is {self.stages!r}; {allowed}")
@@ -70,8 +70,7 @@ class Settings:
         self.fixed_policy(segments_of(self.depth, self.family))
         warm, epochs = self.curriculum.warm_epochs, self.curriculum.epochs
         if 0 < epochs <= warm:
-            allowed = f"it must be less than --curriculum-epochs, {epochs}"
-            raise ValueError(f"--curriculum-warm-epochs is {warm}; {allowed}")
+            raise ValueError(f"--curriculum-warm-epochs is {warm}; it must be less than {epochs}")
 
     @property
     def stage_names(self):
@@ -96,13 +95,12 @@ class Settings:
         if len(self.policy) == num_blocks and set(self.policy) <= {"0", "1"}:
             return torch.tensor([float(digit) for digit in self.policy])
         kind, _, keep = self.policy.partition(":")
-        known = kind in ("first", "random", "distribute")
-        if not known or not keep.isdecimal() or not 1 <= int(keep) <= num_blocks:
-            raise ValueError(
-                f"--policy is {self.policy!r}; it must be learned, first:K, random:K or "
-                f"distribute:K with K from 1 to {num_blocks}, or {num_blocks} digits 0 or 1"
-            )
-        return static_policy(kind, int(keep), segments, seeded(self.seed, "policy"))
+        try:
+            return static_policy(kind, int(keep), segments, seeded(self.seed, "policy"))
+        except ValueError:
+            allowed = f"learned, first:K, random:K, distribute:K with K up to {num_blocks}"
+            allowed += f", or {num_blocks} digits 0 or 1"
+            raise ValueError(f"--policy is {self.policy!r}; it must be {allowed}") from None
 
 
 STAGES = {f.name: f.type for f in fields(Settings) if issubclass(f.type, Stage)}
@@ -110,25 +108,19 @@ STAGES = {f.name: f.type for f in fields(Settings) if issubclass(f.type, Stage)}
 
 def flat(settings):
     """Every setting by its name, as in flags and files: {"depth": 20, "pretrain_lr": 0.05, ...}."""
-    values = {}
-    for name, value in vars(settings).items():
-        inside = (
-            {f"{name}_{field}": v for field, v in vars(value).items()} if name in STAGES else {}
-        )
-        values |= inside or {name: value}
+    values = dict(vars(settings))
+    for stage in STAGES:
+        values |= {f"{stage}_{name}": value for name, value in vars(values.pop(stage)).items()}
     return values
 
 
 def unflat(values):
     """`Settings` from a dict like that of `flat`; what it does not name has its default."""
-    stages = {name: {} for name in STAGES}
-    others = {}
-    for name, value in values.items():
-        stage, _, field = name.partition("_")
-        place, key = (stages[stage], field) if stage in STAGES else (others, name)
-        place[key] = value
-    made = {name: STAGES[name](**given) for name, given in stages.items()}
-    return Settings(**others, **made)
+    values = dict(values)
+    for stage, kind in STAGES.items():
+        own = [name for name in values if name.startswith(f"{stage}_")]
+        values[stage] = kind(**{name.removeprefix(f"{stage}_"): values.pop(name) for name in own})
+    return Settings(**values)
 
 
 # Every setting: its name, as in `flat` -> (its group in --help, its dataclass field).
@@ -141,19 +133,6 @@ for f in fields(Settings):
     else:
         group = GROUPS.get(f.name) or group
         OPTIONS[f.name] = group, f
-
-
-def check_range(name, option, value):
-    """ValueError unless the value is of the type of a setting's field and in its range."""
-    allowed_types = (int, float) if option.type is float else (option.type,)
-    if not isinstance(value, allowed_types) or (option.type is not bool and value is True):
-        given = f"{type(value).__name__} {str(value)[:40]!r}"
-        raise ValueError(f"--{name} is {given}; it must be of type {option.type.__name__}")
-    choices, low, high = (option.metadata[key] for key in ("choices", "low", "high"))
-    if choices and value not in choices:
-        raise ValueError(f"--{name} is {value[:40]!r}; choose from {', '.join(choices)}")
-    if low is not None and not low <= value <= high:
-        raise ValueError(f"--{name} is {value}; it must be between {low} and {high}")
 
 
 # What each preset changes of the defaults. `-paper` is the paper's and the authors' own recipe.
@@ -202,14 +181,15 @@ def flag(name):
 def make_parser():
     """The parser of train.py: a flag for each setting, in groups."""
     parser = Parser(prog="train.py", description="Train BlockDrop.", allow_abbrev=False)
-    parser.add_argument("--out", help="the run's folder; default: runs/<preset>")
+    parser.add_argument("--out", type=expanduser, help="the run's folder; default: runs/<preset>")
     titles = dict.fromkeys(title for title, _ in OPTIONS.values())
     groups = {title: parser.add_argument_group(title) for title in titles}
     for name, (title, f) in OPTIONS.items():
-        choices = PRESETS if name == "preset" else f.metadata["choices"]
+        choices = list(PRESETS) if name == "preset" else f.metadata["choices"]
         text = ": ".join([f.metadata["help"], *([", ".join(choices)] if choices else [])])
         text = f"{text} (demo: {f.default})".replace("%", "%%")
-        how = {"type": f.type, "metavar": f.type.__name__.upper()}
+        how = {"type": expanduser if f.type is str else f.type, "choices": choices}
+        how["metavar"] = f.type.__name__.upper()
         if f.type is bool:
             how = {"action": argparse.BooleanOptionalAction}
         groups[title].add_argument(f"--{flag(name)}", help=text, default=argparse.SUPPRESS, **how)
@@ -222,17 +202,11 @@ def parse(arguments=None):
     given = vars(parser.parse_args(arguments))
     out = given.pop("out")
     preset = given.pop("preset", "demo")
-    for name in {"data_dir", "resnet", "policy_start"} & given.keys():
-        given[name] = os.path.expanduser(given[name])
     try:
-        if out == "":
-            raise ValueError("--out is empty; name a folder")
-        if preset not in PRESETS:
-            raise ValueError(f"--preset is {preset!r}; choose from {', '.join(PRESETS)}")
         standard = {"preset": preset} | PRESETS[preset]
         settings = unflat(standard | given)
     except ValueError as problem:
         parser.error(str(problem))
     standard = flat(unflat(standard))
     changed = {name: value for name, value in given.items() if standard[name] != value}
-    return settings, Path(out or f"runs/{preset}").expanduser(), changed
+    return settings, Path(out or f"runs/{preset}"), changed

@@ -1,9 +1,8 @@
 """Weights made elsewhere: torchvision's names, and the checkpoints of the BlockDrop authors."""
 
 import re
+from copy import deepcopy
 from pathlib import Path
-
-import torch
 
 from ..blockdrop import BlockDrop
 from ..policy_network import PolicyNet
@@ -12,9 +11,6 @@ from .program import shown
 
 # An agent's unused value head, and what older ones left behind.
 IGNORED = re.compile(r"vnet\.|features\.fc\.")
-FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-# The lowest numbers of a buffer, by the end of its name; a deviation is divided by.
-LOWEST = {"running_var": 0, "num_batches_tracked": 0, "std": torch.finfo(torch.float32).tiny}
 
 
 def translate(state, what, is_agent):
@@ -32,40 +28,21 @@ def translate(state, what, is_agent):
     return translated
 
 
-def fitted(tensor, own, what, low=-torch.inf):
-    """A tensor of a file as one like `own`: its shape and type, and finite numbers from `low` on.
-
-    Raises ValueError, which names `what`, if it is not dense (sparse, meta, ...), of
-    another shape, or of numbers of another kind.
-    """
-    dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
-    if not dense or tensor.is_nested or tensor.is_meta:
-        raise ValueError(f"{what} is no dense tensor")
-    alike = tensor.dtype == own.dtype or {tensor.dtype, own.dtype} <= FLOATS
-    if not alike or tensor.shape != own.shape:
-        given = f"{tensor.dtype} {list(tensor.shape)}"
-        raise ValueError(f"{what} is {given}; this network needs {own.dtype} {list(own.shape)}")
-    tensor = tensor.to(own.dtype)  # in which a large double may be infinite, and a small one 0
-    if not torch.isfinite(tensor).all() or (tensor < low).any():
-        raise ValueError(f"{what} holds a number that is not finite, or too low")
-    return tensor
-
-
 def fitting(network, state, what):
-    """The state_dict as the network takes it, in its types.
+    """The network's own state_dict after a copy of it has loaded `state`, strictly.
 
-    Strictly, but for num_batches_tracked, which files from PyTorch 0.3 lack.
-    Raises ValueError if a key is missing or left over, or a tensor does not fit.
+    Only num_batches_tracked may be missing, as in files from PyTorch 0.3.
+    Raises ValueError, one line that begins with `what`, if anything does not fit or is not finite.
     """
-    own = network.state_dict()
-    state = {name: t for name, t in own.items() if name.endswith("num_batches_tracked")} | state
-    missing = sorted(own.keys() - state.keys())
-    left = [shown(name, 40) for name in state.keys() - own.keys()]
-    if missing or left:
-        lacks = f"{len(missing)} tensors missing {missing[:3]}"
-        raise ValueError(f"{what}: {lacks}, {len(left)} left over {sorted(left)[:3]}")
-    lowest = {name: LOWEST.get(name.rpartition(".")[2], -torch.inf) for name in own}
-    return {n: fitted(t, own[n], f"{what}: {n}", lowest[n]) for n, t in state.items()}
+    network = deepcopy(network)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as problem:
+        reason = shown(" ".join(str(problem).split()), 250)
+        raise ValueError(f"{what}: {reason}") from None
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise ValueError(f"{what} holds a number that is not finite")
+    return network.state_dict()
 
 
 def start_policy(policy, path):

@@ -7,7 +7,6 @@ import pickle
 import re
 import signal
 import time
-import zipfile
 
 import pytest
 import torch
@@ -68,22 +67,12 @@ def test_the_whole_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypat
     assert sizes == [3, 5]
 
 
-def test_what_killed_writes_left_goes_with_the_next_run_and_files_of_others_stay(tmp_path):
+def test_what_a_killed_write_left_goes_with_the_next(tmp_path):
     with disk(1, die):
-        in_a_process(lambda: write_safely(tmp_path / "checkpoint.pt", b"new"))
-    (left,) = there(tmp_path)
-    mine = {".my.blockdrop.notes", ".checkpoint.pt.mine", ".tradeoff.png.0123abcd.partial"}
-    for name in mine:  # the last is a picture that is being written
-        (tmp_path / name).touch()
-    lock_once(tmp_path)
-    assert left not in mine
-    assert there(tmp_path).keys() == mine | {".lock"}
-
-
-def test_two_writers_at_once_do_not_mix(tmp_path):
-    with disk(1, lambda: write_safely(tmp_path / "a", b"2" * 100)):  # at the first one's fsync
-        write_safely(tmp_path / "a", b"1" * 100)
-    assert there(tmp_path) == {"a": b"1" * 100}
+        in_a_process(lambda: write_safely(tmp_path / "checkpoint.pt", b"much that is new"))
+    assert len(there(tmp_path)) == 1
+    write_safely(tmp_path / "checkpoint.pt", b"new")
+    assert there(tmp_path) == {"checkpoint.pt": b"new"}
 
 
 # ----------------------------------------------------------------------------- links and the like
@@ -98,26 +87,10 @@ def test_nothing_is_written_where_no_plain_file_stands(tmp_path, kind):
     assert {path.name for path in tmp_path.iterdir()} == {"a", "mine"}
 
 
-@pytest.mark.parametrize("kind", ["dangling link", "folder", "pipe"])
-def test_nothing_is_read_where_no_file_stands(tmp_path, kind):
-    KINDS[kind](tmp_path / "a")
-    said = "does not exist" if kind == "dangling link" else PLAIN
-    assert said in refusal(tmp_path / "a", read_file, tmp_path / "a")
-
-
 def test_a_link_to_weights_may_be_read(tmp_path):
     write_safely(tmp_path / "a", {"x": 1})
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert read_file(tmp_path / "b") == {"x": 1}
-
-
-def test_a_link_at_a_name_that_one_can_guess_is_not_followed(tmp_path, monkeypatch):
-    (tmp_path / "mine").write_bytes(b"mine")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "00000000")
-    (tmp_path / ".a.00000000.partial").symlink_to(tmp_path / "mine")
-    with pytest.raises(FileExistsError):
-        write_safely(tmp_path / "a", b"new")
-    assert (tmp_path / "mine").read_bytes() == b"mine"
 
 
 # ---------------------------------------------------------------------------------------- the lock
@@ -138,9 +111,7 @@ def holder(tmp_path):
     wait(process)
 
 
-def test_a_folder_that_another_process_holds_is_refused_until_its_end(
-    tmp_path, holder, monkeypatch
-):
+def test_a_folder_that_another_process_holds_is_refused_to_its_end(tmp_path, holder, monkeypatch):
     before = there(tmp_path)
     message = refusal(tmp_path, lock_once, tmp_path)
     assert message.startswith(f"another run is writing to {tmp_path}; ")
@@ -256,35 +227,8 @@ def test_files_of_torch_old_and_new_are_read(tmp_path, zipped):
     assert is_whole(read_bytes(tmp_path / "a", data), "any")
 
 
-def test_damaged_numbers_of_a_file_without_digest_are_found(tmp_path):
-    data = bytearray(saved_bytes("any"))
-    data[data.index(torch.arange(9.0).numpy().tobytes()) + 5] ^= 1
-    assert read_bytes(tmp_path / "a", data) is None
-
-
 def test_a_file_of_ours_without_its_digest_is_refused(tmp_path):
     assert read_bytes(tmp_path / "a", saved_bytes(FORMAT)) is None
-
-
-def bomb(kind):
-    """A file of a megabyte at most that unpacks to many."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        with zipfile.ZipFile(io.BytesIO(saved_bytes("any"))) as records:
-            archive.writestr("archive/data.pkl", records.read("archive/data.pkl"))
-        if kind == "packed":
-            archive.writestr("archive/data/0", bytes(2 * 10**7))
-        else:  # records that overlap, each whole and stored as it is
-            archive.writestr("archive/data/0", bytes(10**6), zipfile.ZIP_STORED)
-            archive.filelist += archive.filelist[-1:] * 200
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["packed", "overlapping"])
-def test_records_larger_than_their_file_are_refused_before_they_are_read(tmp_path, kind):
-    (tmp_path / "a").write_bytes(bomb(kind))
-    said = refusal(tmp_path / "a", read_file, tmp_path / "a")
-    assert "its records are larger than the file" in said
 
 
 class Malicious:
@@ -308,7 +252,7 @@ PASSING += [PermissionError(), MemoryError(), RuntimeError("can't allocate memor
 
 
 @pytest.mark.parametrize("problem", PASSING, ids=repr)
-@pytest.mark.parametrize("call", [(os, "stat"), (files.Path, "read_bytes"), (torch, "load")])
+@pytest.mark.parametrize("call", [(files.Path, "read_bytes"), (torch, "load")])
 def test_a_file_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, call, problem):
     def act(*_, **__):
         raise problem

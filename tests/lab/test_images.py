@@ -12,6 +12,7 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from unittest.mock import Mock
 
 import pytest
@@ -28,15 +29,14 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from blockdrop_min.lab import images
 from blockdrop_min.lab.images import THIN, ImageFolder, image_folder, load_image, open_image, scan
 
-CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
-RED, BLUE, WHITE = (200, 30, 30), (30, 30, 200), (255, 255, 255)
+RED, BLUE = (200, 30, 30), (30, 30, 200)
 
 
-def grey16(values, mode="I;16"):
-    """A row of pixels of 16 bits."""
+def grey16(mode="I;16"):
+    """A row of all greys of 16 bits."""
     order = "big" if mode == "I;16B" else "little"
-    data = b"".join(value.to_bytes(2, order) for value in values)
-    return Image.frombytes(mode, (len(values), 1), data)
+    data = b"".join(value.to_bytes(2, order) for value in range(2**16))
+    return Image.frombytes(mode, (2**16, 1), data)
 
 
 def noise(width=24, height=16, seed=0):
@@ -85,15 +85,11 @@ FILES16 = [("a.png", "I;16"), ("a.tif", "I;16"), ("big.tif", "I;16B"), ("a.pgm",
 
 
 @pytest.mark.parametrize(("name", "mode"), FILES16)
-def test_grey_of_16_bits_is_scaled_to_8_and_rounded(tmp_path, name, mode):
-    grey16([0, 128, 129, 1040, 65534, 65535], mode).save(tmp_path / name)
-    # 128 / 257 = 0.498, 129 / 257 = 0.502, 1040 / 257 = 4.05, 65534 / 257 = 254.996
-    assert pixels(open_image(tmp_path / name)) == [[[v] * 3 for v in (0, 0, 1, 4, 255, 255)]]
-
-
-def test_each_of_the_65536_greys_is_rounded_to_the_nearest(tmp_path):
-    row = seen(tmp_path, stored(grey16(range(65536))))[0]
-    assert row == [[round(v / 257)] * 3 for v in range(65536)]
+def test_each_grey_of_16_bits_is_scaled_to_8_and_rounded_to_the_nearest(tmp_path, name, mode):
+    grey16(mode).save(tmp_path / name)
+    # 128 / 257 = 0.498, 129 / 257 = 0.502, 65534 / 257 = 254.996
+    found = pixels(open_image(tmp_path / name))[0]
+    assert found == [[round(v / 257)] * 3 for v in range(2**16)]
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("I", "tif"), ("F", "tif"), ("F", "pfm")])
@@ -107,16 +103,18 @@ FLIPS = (None, Turn.FLIP_LEFT_RIGHT, Turn.ROTATE_180, Turn.FLIP_TOP_BOTTOM)
 STORED = (*FLIPS, Turn.TRANSPOSE, Turn.ROTATE_90, Turn.TRANSVERSE, Turn.ROTATE_270)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize(("orientation", "turn"), list(enumerate(STORED, 1)))
 def test_a_photograph_is_turned_upright(tmp_path, orientation, turn, suffix):
-    upright = noise()
+    upright = noise(3, 2).resize((24, 16), Image.Resampling.NEAREST)  # squares, which JPEG keeps
     image = upright if turn is None else upright.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"lossless": True} if suffix == "webp" else {}
-    image.save(tmp_path / f"a.{suffix}", exif=exif, **options)
-    assert pixels(open_image(tmp_path / f"a.{suffix}")) == pixels(upright)
+    kept = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
+    kept |= {"lossless": True} if suffix == "webp" else {}
+    image.save(tmp_path / f"a.{suffix}", exif=exif, **kept)
+    found = pil_to_tensor(open_image(tmp_path / f"a.{suffix}")).int()
+    assert (found - pil_to_tensor(upright).int()).abs().max() <= 2 * (suffix == "jpg")
 
 
 @pytest.mark.parametrize("damage", [b"nothing of the kind", b"", b"MM\0*\xff\xff\xff\xff"])
@@ -151,7 +149,8 @@ def grey_png(bits, row, clear):
 
 
 COLOURS = ((*RED, 255), (*BLUE, 0))
-CLEAR = {  # an opaque pixel, and a clear one whose hidden colour must not show
+# An opaque pixel, and a clear one whose hidden colour must not show:
+CLEAR = {
     "alpha": (two_pixels("RGBA", *COLOURS), RED),
     "grey with alpha": (two_pixels("LA", (0, 255), (180, 0)), (0, 0, 0)),
     "an entry of the palette": (two_entries(1), RED),
@@ -165,6 +164,8 @@ CLEAR = {  # an opaque pixel, and a clear one whose hidden colour must not show
     "a GIF": (two_pixels("L", 0, 180, transparency=180, format="GIF"), (0, 0, 0)),
     "WebP with alpha": (two_pixels("RGBA", *COLOURS, format="WEBP", lossless=True), RED),
     "TIFF with alpha": (two_pixels("RGBA", *COLOURS, format="TIFF"), RED),
+    "both pixels of a grey that is clear": (two_pixels("L", 9, 9, transparency=9), (255,) * 3),
+    "both of 16 bits": (grey_png(16, [117, 48] * 2, 30000), (255,) * 3),
 }
 
 
@@ -182,26 +183,18 @@ def test_an_alpha_channel_that_is_0_everywhere_is_none(tmp_path, format):
     assert seen(tmp_path, some)[0][1] == [255, 255, 255]
 
 
-def test_a_colour_that_somebody_marked_as_clear_is_clear_everywhere(tmp_path):
-    assert seen(tmp_path, two_pixels("L", 9, 9, transparency=9)) == [[[255] * 3] * 2]
-    assert seen(tmp_path, grey_png(16, [117, 48] * 2, 30000)) == [[[255] * 3] * 2]
-
-
 def test_what_is_half_transparent_is_mixed_with_white(tmp_path):
     # 51 / 255 = 0.2: 0.2 * 0 + 0.8 * 255 = 204, 0.2 * 100 + 204 = 224, 0.2 * 200 + 204 = 244
     content = two_pixels("RGBA", (0, 100, 200, 51), (0, 0, 0, 255))
     assert seen(tmp_path, content) == [[[204, 224, 244], [0, 0, 0]]]
 
 
-def test_cmyk_becomes_rgb(tmp_path):
-    image = Image.new("RGB", (8, 8), RED).convert("CMYK")
-    assert seen(tmp_path, stored(image, "JPEG", quality=95))[0][0] == pytest.approx(RED, abs=12)
-
-
-@pytest.mark.parametrize(("mode", "value"), [("1", 255), ("L", 90), ("P", 0)])
-def test_other_modes_become_rgb(tmp_path, mode, value):
+@pytest.mark.parametrize(
+    ("mode", "value"), [("1", 1), ("L", 90), ("P", 0), ("CMYK", (9, 99, 0, 60))]
+)
+def test_other_modes_become_rgb_as_pillow_converts_them(tmp_path, mode, value):
     image = Image.new(mode, (2, 2), value)
-    assert seen(tmp_path, stored(image)) == pixels(image.convert("RGB"))
+    assert seen(tmp_path, stored(image, "TIFF")) == pixels(image.convert("RGB"))
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
@@ -219,36 +212,6 @@ def test_megabytes_beside_the_pixels_do_not_matter(tmp_path, where):
         options = {"pnginfo": PngInfo()}
         options["pnginfo"].add_text("workflow", "x" * 2_000_000, zip=True)
     assert seen(tmp_path, stored(noise(), **options)) == pixels(noise())
-
-
-RIGHT = {  # a file -> a place in it, and the colour there; or what is said
-    "grey16.png": ((1, 0), (4, 4, 4)),
-    "exif_turned.jpg": ((30, 1), RED),
-    "cmyk.jpg": ((1, 1), RED),
-    "animated.gif": ((0, 0), RED),
-    "one_pixel.png": ((0, 0), (10, 20, 30)),
-    "alpha_all_0.bmp": ((3, 3), (200, 0, 0)),
-    "grey_alpha.png": ((0, 0), WHITE),
-    "grey16_transparent.png": ((0, 0), WHITE),
-    "palette_transparent.png": ((11, 7), WHITE),
-    "text2MB.png": ((39, 19), (0, 0, 255)),
-    "profile2MB.png": ((39, 19), (0, 0, 255)),
-    "grey32.tif": "8 or 16 bits",
-    "float.tif": "8 or 16 bits",
-    "truncated.jpg": "repair or remove it",
-    "not_an_image.png": "repair or remove it",
-}
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_files_of_real_users_are_read_or_refused_as_they_should(name):
-    if not (CASES / name).is_file():
-        pytest.skip(f"{CASES / name} is not there")
-    if isinstance(RIGHT[name], str):
-        assert RIGHT[name] in refusal(CASES / name)
-    else:
-        place, colour = RIGHT[name]
-        assert open_image(CASES / name).getpixel(place) == pytest.approx(colour, abs=12)
 
 
 # ------------------------------------------------------------------------ by hand: what is no image
@@ -283,7 +246,6 @@ def test_what_is_no_image_is_refused_at_once_in_one_line_that_names_it(tmp_path,
 
 
 def test_no_name_of_a_file_forges_a_line(tmp_path):
-    (tmp_path / "\x1b[31mred\nready.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"\\x1b\[31mred\\nready.png cannot be read") as raised:
         open_image(tmp_path / "\x1b[31mred\nready.png")
     assert str(raised.value).isprintable()
@@ -317,19 +279,6 @@ for path in sys.argv[1:]:
 """
 
 
-SILENT = """
-import sys
-from PIL import Image
-from blockdrop_min.lab.images import open_image
-Image.MAX_IMAGE_PIXELS = 300  # the pictures have 384, so that Pillow warns of them
-for path in sys.argv[1:]:
-    try:
-        open_image(path)
-    except ValueError:
-        print(path)
-"""
-
-
 def test_nothing_is_written_to_standard_error(tmp_path):
     raw = stored(noise(), "TIFF")
     packed = stored(noise(), "TIFF", compression="tiff_lzw")
@@ -347,9 +296,8 @@ def test_nothing_is_written_to_standard_error(tmp_path):
     options = dict(capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
     paths = [str(tmp_path / name) for name in files]
     done = subprocess.run([sys.executable, "-W", "always", "-c", SILENT, *paths], **options)
-    assert done.stderr == ""
     refused = [Path(path).name for path in done.stdout.split()]
-    assert refused == ["half.jpg", "packed.tif", "samples.tif"]
+    assert (done.stderr, refused) == ("", ["half.jpg", "packed.tif", "samples.tif"])
 
 
 # ---------------------------------------------------------------------------------------- two roads
@@ -376,9 +324,8 @@ def test_a_damaged_file_is_an_image_or_is_refused_in_one_line(
     exif[0x0112] = 6
     options = {} if format in ("GIF", "BMP", "PPM") else {"exif": exif}
     raw = bytearray(stored(noise(), format, **options))
-    generator = rng(seed)
-    for place in torch.randint(len(raw), (count,), generator=generator).tolist():
-        raw[place] = torch.randint(256, (1,), generator=generator).item()
+    for place in torch.randint(len(raw), (count,), generator=rng(seed)).tolist():
+        raw[place] = (seed + place) % 256
     path = tmp_path_factory.getbasetemp() / f"damaged.{format.lower()}"
     path.write_bytes(raw)
     with warnings.catch_warnings():
@@ -390,18 +337,12 @@ def test_a_damaged_file_is_an_image_or_is_refused_in_one_line(
             assert str(problem).isprintable()
 
 
-sides = st.integers(1, 40)
-
-
-@given(seed=seeds, width=sides, height=sides, size=sides)
-def test_any_image_becomes_a_square_of_the_size_asked_for(
-    tmp_path_factory, seed, width, height, size
-):
-    path = tmp_path_factory.getbasetemp() / "any.png"
-    noise(width, height, seed).save(path)
-    image = load_image(path, size)
-    assert image.shape == (3, size, size)
-    assert image.dtype == torch.uint8
+@given(seeds, *[st.integers(1, 40)] * 3)
+def test_any_image_becomes_a_square_of_the_size_asked_for(seed, width, height, size):
+    with NamedTemporaryFile(suffix=".png") as file:
+        noise(width, height, seed).save(file.name)
+        image = load_image(file.name, size)
+    assert (image.shape, image.dtype) == ((3, size, size), torch.uint8)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -413,12 +354,12 @@ def test_of_a_thin_picture_the_middle_is_resized_and_no_more(tmp_path, monkeypat
     resize = Image.Image.resize
 
     def noting(self, size, *options):
-        resized.append(size)
+        resized.append(sorted(size))
         return resize(self, size, *options)
 
     monkeypatch.setattr(Image.Image, "resize", noting)
     assert load_image(tmp_path / "a.png", 64).unique().tolist() == [200]
-    assert [sorted(size) for size in resized] == [[64, 64 * THIN]]
+    assert resized == [[64, 64 * THIN]]
 
 
 def test_without_a_size_an_image_stays_as_it_is(tmp_path):
@@ -494,28 +435,19 @@ def test_folders_inside_a_class_belong_to_it_however_deep_they_lie(root):
     assert folder.labels == [0, 0, 0, 1, 1]
 
 
-OTHER_FILES = [
-    "FIFO.png",
-    "notes.txt",
-    "Thumbs.db",
-    "._0.png",
-    ".DS_Store",
-    "model.pdf",
-    "0.png.part",
-]
-OTHER_FOLDERS = [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git"]  # that programs make
+FOLDERS = (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git")  # that programs make
+FILES = ("FIFO.png", "notes.txt", "Thumbs.db", "._0.png", ".DS_Store", "model.pdf", "0.png.part")
 
 
-@pytest.mark.parametrize("name", OTHER_FILES + OTHER_FOLDERS)
+@pytest.mark.parametrize("name", FILES + FOLDERS)
 @pytest.mark.parametrize("place", [".", "bee"])
 def test_what_is_no_image_is_left_out(root, name, place):
-    if name in OTHER_FOLDERS:
-        (root / place / name).mkdir()
-        solid(9).save(root / place / name / "0-checkpoint.png")
-    elif name == "FIFO.png":
-        os.mkfifo(root / place / name)
+    path = root / place / name
+    if name in FOLDERS:
+        path.mkdir()
+        solid(9).save(path / "0-checkpoint.png")
     else:
-        (root / place / name).touch()
+        os.mkfifo(path) if name == "FIFO.png" else path.touch()
     solid(9).save(root / "stray.png")
     folder = ImageFolder(root, 8)
     assert (folder.classes, names(folder)) == (["apple", "bee"], FOUR)
@@ -545,18 +477,14 @@ def test_links_that_lead_in_a_circle_or_nowhere_are_left_out(root, at_once, kind
     assert (names(folder), left_out(folder)) == (FOUR, sorted(LINKS[kind]))
 
 
-def test_a_class_may_be_a_link_to_a_folder_elsewhere(root, tmp_path):
+def test_classes_and_images_may_be_links(root, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     solid(9).save(tmp_path / "elsewhere" / "a.png")
     (root / "cow").symlink_to(tmp_path / "elsewhere")
+    (root / "bee" / "link.png").symlink_to("0.png")
     folder = ImageFolder(root, 8)
     assert folder.classes == ["apple", "bee", "cow"]
-    assert names(folder)[-1] == "cow/a.png"
-
-
-def test_an_image_may_be_a_link(root):
-    (root / "bee" / "link.png").symlink_to("0.png")
-    assert names(ImageFolder(root, 8)) == [*FOUR, "bee/link.png"]
+    assert names(folder) == [*FOUR, "bee/link.png", "cow/a.png"]
 
 
 def test_a_class_without_images_is_named(root):
@@ -577,11 +505,8 @@ def test_a_name_is_one_class_in_whatever_way_systems_write_it(tmp_path, written)
 
 
 # ------------------------------------------------------------------- folders: which of several fits
-FLAT = [  # without a class, as ImageNet's, and with one that is called test, as Kaggle's
-    ("test", None),
-    ("test", ["apple", "bee"]),
-    ("test/test", ["apple", "bee"]),
-]
+# Without a class, as ImageNet's, and with one that is called test, as Kaggle's:
+FLAT = [("test", None), ("test", ["apple", "bee"]), ("test/test", ["apple", "bee"])]
 
 
 @pytest.mark.parametrize(("place", "classes"), FLAT)
@@ -590,13 +515,3 @@ def test_a_test_folder_without_labels_gives_way_to_val(tmp_path, place, classes)
     (tmp_path / place).mkdir(parents=True)
     solid(9).save(tmp_path / place / "ILSVRC2012_test_00000001.JPEG")
     assert image_folder(tmp_path, ("test", "val", "later"), 8, classes).root == tmp_path / "val"
-
-
-def test_flat_folders_only_are_refused_with_what_is_expected(tmp_path):
-    (tmp_path / "test").mkdir()
-    solid(9).save(tmp_path / "test" / "a.png")
-    expected = (
-        f"{tmp_path} has no folder test or val with classes; expected {tmp_path}/test/<class>/"
-    )
-    with pytest.raises(ValueError, match=f"{expected}.*--data-dir .* from the current folder"):
-        image_folder(tmp_path, ("test", "val"), 8)

@@ -79,42 +79,10 @@ def test_what_a_stage_does_not_have_is_left_empty(name):
 
 
 # ---------------------------------------------------------------------------------------- progress
-def seconds_left(capsys):
-    return [int(found) for found in re.findall(r", (\d+) s left", capsys.readouterr().out)]
-
-
-def epoch(log, epoch, clock, steps, done=0, to_come=1000):
-    """An epoch of `to_come` steps, `done` before: so many `steps` of it, in 40 seconds."""
-    log.epoch("pretrain", epoch, 7, to_come, done)
-    for i in range(steps):
-        clock.now += 40 * (i == steps - 1)
-        log.step()
-
-
-def test_the_time_left_is_that_of_the_steps_to_come(clock, capsys):
-    with Log() as shown:
-        epoch(shown, 0, clock, 10, to_come=100)
-    assert seconds_left(capsys) == [4 * 90]
-
-
-def test_steps_before_a_run_went_on_are_not_counted_as_fast(clock, capsys):
-    with Log() as shown:
-        epoch(shown, 2, clock, 10, done=50, to_come=100)
-    assert seconds_left(capsys) == [4 * 40]
-
-
 def test_the_bar_begins_where_the_epoch_was_left():
     with Log() as shown:
         shown.epoch("pretrain", 2, 7, 100, 40)
         assert shown.progress.tasks[0].completed == 40
-
-
-def test_each_epoch_has_a_clock_of_its_own(clock, capsys):
-    with Log() as shown:
-        epoch(shown, 0, clock, 100, to_come=100)
-        clock.now += 20
-        epoch(shown, 1, clock, 10, to_come=100)
-    assert seconds_left(capsys) == [0, 4 * 90]
 
 
 def test_a_line_of_progress_comes_every_30_seconds_the_first_after_30(clock, capsys):
@@ -128,7 +96,9 @@ def test_a_line_of_progress_comes_every_30_seconds_the_first_after_30(clock, cap
 
 def test_other_processes_print_nothing(capsys, clock):
     with Log(quiet=True) as shown:
-        epoch(shown, 0, clock, 1)
+        shown.epoch("pretrain", 0, 7, 100, 0)
+        clock.now += 40
+        shown.step()
         shown.row(ROW)
         shown.say("said")
     assert capsys.readouterr() == ("", "")

@@ -147,8 +147,7 @@ def test_a_stage_that_comes_before_what_was_trained_cannot_be_added(tmp_path):
 
 
 # ------------------------------------------------------------------------------- made by others
-WRONG = {"epoch": 0.5, "step": None, "sums": [1], "seconds": "x" * 10**6, "metrics": {}}
-WRONG |= {"bfloat16": 1, "classes": 3, "stage": "warm-up", "settings": {"preset": []}}
+WRONG = {"metrics": 1, "step": None, "stage": "warm-up", "settings": {"depth": []}}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -293,7 +293,7 @@ def test_both_networks_have_the_classes_of_the_data():
         ("preset", "nosuch", "demo"),
         ("data", "mnist", "shapes"),
         ("family", "vgg", "imagenet"),
-        ("amp", "yes", "auto, on, off"),
+        ("amp", "yes", "auto"),
         ("pretrain-schedule", "none", "cosine"),
         ("depth", "33", "33"),
         ("depth", "2", "depth is 2"),
@@ -309,8 +309,8 @@ def test_both_networks_have_the_classes_of_the_data():
         ("pretrain-lr", "1e308", "between 0 and"),
         ("pretrain-epochs", "1000000000000", "between 0 and"),
         ("pretrain-drop", "1.5", "between 0 and 1"),
-        ("policy", "first:0", "1 to 9"),
-        ("policy", "first:99", "1 to 9"),
+        ("policy", "first:-1", "up to 9"),
+        ("policy", "first:10", "up to 9"),
         ("policy", "last:3", "first:K"),
         ("policy", "first", "first:K"),
         ("policy", "first:two", "first:K"),
@@ -329,7 +329,6 @@ def test_both_networks_have_the_classes_of_the_data():
         ("seed", "x", "invalid int"),
         ("image-size", "5000", "between 0 and 4096"),
         ("curriculum-warm-epochs", str(Curriculum().epochs), "less than"),
-        ("out", "", "name a folder"),
         ("nosuch", "1", "--nosuch"),
         ("curriculum-alph", "0.9", "--curriculum-alph"),
     ],
@@ -342,22 +341,9 @@ def test_a_bad_value_is_refused_in_a_line_that_names_it_and_what_is_allowed(
     assert said in line
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if type(STANDARD[name]) is int])
-def test_a_whole_number_is_no_fraction_no_boolean_and_no_text(name):
-    for value in (2.0, True, "2", None):
-        with pytest.raises(ValueError, match=f"--{flag(name)} is "):
-            unflat({name: value})
-
-
-def test_a_value_of_another_type_is_shown_by_its_type_and_cut():
-    with pytest.raises(ValueError, match="--depth is list ") as refused:
-        Settings(depth=["x" * 1000])
-    assert len(str(refused.value)) < 150
-
-
 def test_the_policy_must_fit_the_depth(capsys):
     assert parse(["--depth", "32", "--policy", "first:15"])[0].policy == "first:15"
-    assert "1 to 9" in refusal(capsys, "--depth", "20", "--policy", "first:15")
+    assert "up to 9" in refusal(capsys, "--depth", "20", "--policy", "first:15")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from helpers import (
 )
 
 from blockdrop_min import BlockDrop, load_foreign, policy_net, resnet
-from blockdrop_min.lab.weights import fitting, start_policy
+from blockdrop_min.lab.weights import start_policy
 
 FAMILIES = pytest.mark.parametrize("family", ["cifar", "imagenet"])
 AGENTS = pytest.mark.parametrize("agent", ["agent", "net"])  # the authors' newer and older name
@@ -142,7 +142,7 @@ def test_what_is_ignored_beside_an_agent_is_left_over_beside_a_resnet(name):
     load_foreign(agent, {**agent.state_dict(), name: torch.zeros(1)})
     weights = {**net.state_dict(), name: torch.zeros(1)}
     for checkpoint in (weights, {"resnet": weights}):
-        with refused(rf"resnet: 0 tensors missing \[\], 1 left over \['{name}'\]"):
+        with refused(rf"resnet: .* Unexpected key.* \"{name}\""):
             load_foreign(net, checkpoint)
 
 
@@ -227,29 +227,12 @@ def test_a_start_from_unfit_weights_is_refused_and_changes_nothing(tmp_path, val
 
 
 # ---------------------------------------------------------------------------- laws: what is refused
-NUMBERS = [
-    ("layer1.0.bn1.running_var", -0.1, "too low"),
-    ("layer1.0.bn1.num_batches_tracked", -1, "too low"),
-    ("fc.bias", 1e300, "not finite"),  # it is, but not in the float32 of the network
-]
-
-
-@pytest.mark.parametrize(("name", "number", "said"), NUMBERS)
-def test_a_number_that_the_network_cannot_have_is_refused(name, number, said):
+def test_a_number_that_is_not_finite_in_the_networks_precision_is_refused():
     net = small_resnet().float()
     weights = state(net.double())
-    weights[name].view(-1)[0] = number
-    with refused(rf"{name} holds a number that .*{said}", net.float()):
+    weights["fc.bias"][0] = 1e300
+    with refused("holds a number that is not finite", net.float()):
         load_foreign(net, weights)
-
-
-@pytest.mark.parametrize("std", [0, -1, 1e-50])  # the last is 0 in float32
-def test_a_deviation_that_cannot_be_divided_by_is_refused(std):
-    model = torch.nn.Module()
-    model.register_buffer("std", torch.ones(3))
-    deviations = torch.tensor([1, 1, std], dtype=torch.float64)
-    with refused("file: std holds a number that is not finite, or too low"):
-        fitting(model, {"std": deviations}, "file")
 
 
 def test_no_name_of_a_file_breaks_the_line_or_fills_it():
@@ -261,27 +244,15 @@ def test_no_name_of_a_file_breaks_the_line_or_fills_it():
 
 
 REASONS = {  # what is in the place of a tensor, or with it, and what is said of it
-    "missing": (None, r"1 tensors missing \['.*conv2.weight'\], 0 left over"),
-    "left over": (None, r"0 tensors missing \[\], 1 left over \['layer9.0.conv1.weight'\]"),
+    "missing": (None, 'Missing key.* ".*conv2.weight"'),
+    "left over": (None, 'Unexpected key.* "layer9.0.conv1.weight"'),
     "twice": (None, "conv2.weight' is there twice, under two names"),
-    "no tensor": (lambda t: [1.0], "no dense tensor"),
-    "sparse": (lambda t: t.to_sparse(), "no dense tensor"),
-    "meta": (lambda t: t.to("meta"), "no dense tensor"),
-    "nested": (lambda t: torch.nested.nested_tensor(list(t)), "no dense tensor"),
-    "another shape": (lambda t: torch.zeros(2, 2), r"\[2, 2\]; .* needs .* \[\d+, \d+, 3, 3\]"),
+    "no tensor": (lambda t: [1.0], "conv2.weight.*received <class 'list'>"),
+    "another shape": (lambda t: torch.zeros(2, 2), r"size mismatch for .*\[2, 2\]"),
     "nan": (lambda t: t * torch.nan, "holds a number that is not finite"),
     "inf": (lambda t: t / 0, "holds a number that is not finite"),
-    "integers": (lambda t: t.int(), "torch.int32 .*; this network needs torch.float64 "),
-    "booleans": (lambda t: t > 0, "torch.bool .*; this network needs torch.float64 "),
-    "complex": (lambda t: torch.complex(t, t), "torch.complex128 .* needs torch.float64 "),
-    "eight bits": (lambda t: t.to(torch.float8_e4m3fn), "float8_e4m3fn .* needs torch.float64 "),
-    "quantized": (
-        lambda t: torch.quantize_per_tensor(t.float(), 1.0, 0, torch.qint8),
-        "torch.qint8 .* needs torch.float64 ",
-    ),
 }
 faults = pytest.mark.parametrize("fault", REASONS)
-pytestmark = pytest.mark.filterwarnings("ignore:.*(nested|quantize)")  # PyTorch calls them old
 
 
 def spoil(weights, fault):
@@ -316,12 +287,6 @@ def test_an_authors_checkpoint_with_a_fault_in_one_network_changes_neither(part,
         load_foreign(model, checkpoint)
 
 
-def test_a_count_of_booleans_is_refused():
-    net = small_resnet()
-    with refused(r"num_batches_tracked is torch.bool"):
-        load_foreign(net, {**net.state_dict(), "bn1.num_batches_tracked": torch.tensor(True)})
-
-
 @pytest.mark.parametrize("part", ["resnet", "agent"])
 def test_a_blockdrop_needs_both_networks(part):
     model, checkpoint = pair(), authors(pair(seed=7))
@@ -341,16 +306,16 @@ WRONG = {  # kind -> a model, what it is given, and what is said
     "another depth": (
         lambda: small_resnet((1, 2, 1)),
         small_resnet().state_dict(),
-        "resnet: 10 tensors missing",
+        r"resnet: .* Missing key.* \"layer2.1.conv1.weight\"",
     ),
     "other classes": (
         small_resnet,
         small_resnet(classes=7).state_dict(),
-        r"fc.weight is .* \[7, 5\]; this network needs .* \[5, 5\]",
+        r"size mismatch for fc.weight: .*\[7, 5\].*\[5, 5\]",
     ),
-    "nothing": (small_resnet, {}, r"checkpoint, resnet: \d+ tensors missing"),
-    "no name": (small_resnet, {1: torch.zeros(1)}, r"checkpoint, resnet: \d+ tensors missing"),
-    "empty parts": (small_resnet, {"resnet": {}, "agent": {}}, r"resnet: \d+ tensors missing"),
+    "nothing": (small_resnet, {}, "checkpoint, resnet: .*Missing key"),
+    "no name": (small_resnet, {1: torch.zeros(1)}, "checkpoint, resnet: .*Missing key"),
+    "empty parts": (small_resnet, {"resnet": {}, "agent": {}}, "resnet: .*Missing key"),
 }
 
 
