@@ -67,15 +67,8 @@ def collect(folder, files, work, *options):
     sys.path[:0] = [str(folder), f"{folder}/tests"]
     raises, laws = pytest.raises, Laws(work)
     pytest.raises = lambda *kinds, match=None, **more: raises(*kinds, **more)  # any words will do
-    options = [
-        "-pno:terminal",
-        "-pno:cacheprovider",
-        "-pno:faulthandler",
-        f"--rootdir={folder}",
-        "-s",
-        *options,
-    ]
-    pytest.main([*options, *files], plugins=[laws])
+    quiet = ["-pno:terminal", "-pno:cacheprovider", "-pno:faulthandler", "-s"]
+    pytest.main([*quiet, f"--rootdir={folder}", *options, *files], plugins=[laws])
     os.chdir(HERE)
     if laws.problem:
         raise laws.problem
