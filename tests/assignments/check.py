@@ -37,8 +37,11 @@ class Laws:
         self.work, self.results, self.found, self.problem = work, {}, None, None
 
     def pytest_runtestloop(self, session):
+        import torch
+
         self.items = {item.nodeid: item for item in session.items}
-        hypothesis.given(hypothesis.strategies.none())(lambda _: None)()  # slow once: before a fork
+        # Once is slow, and imports what no process that is closed could: before a fork.
+        hypothesis.given(hypothesis.strategies.none())(lambda _: str(torch.ones(1)))()
         gc.freeze()
         try:
             self.found = self.work(self)
