@@ -40,10 +40,11 @@ class Laws:
         import torch
 
         self.items = {item.nodeid: item for item in session.items}
-        # Once is slow, and imports what no process that is closed could: before a fork.
-        hypothesis.given(hypothesis.strategies.none())(lambda _: str(torch.ones(1)))()
-        gc.freeze()
         try:
+            # Slow the first time, and imports what a closed process could not: before forks.
+            hypothesis.given(hypothesis.strategies.none())(lambda _: None)()
+            str(torch.ones(1))
+            gc.freeze()
             self.found = self.work(self)
         except BaseException as problem:  # pytest would keep it; `collect` raises it again
             self.problem = problem
