@@ -37,10 +37,14 @@ class Laws:
         self.work, self.results, self.found, self.problem = work, {}, None, None
 
     def pytest_runtestloop(self, session):
+        import torch
+
         self.items = {item.nodeid: item for item in session.items}
-        hypothesis.given(hypothesis.strategies.none())(lambda _: None)()  # slow once: before a fork
-        gc.freeze()
         try:
+            # Slow the first time, and imports what a closed process could not: before forks.
+            hypothesis.given(hypothesis.strategies.none())(lambda _: None)()
+            str(torch.ones(1))
+            gc.freeze()
             self.found = self.work(self)
         except BaseException as problem:  # pytest would keep it; `collect` raises it again
             self.problem = problem
@@ -67,15 +71,8 @@ def collect(folder, files, work, *options):
     sys.path[:0] = [str(folder), f"{folder}/tests"]
     raises, laws = pytest.raises, Laws(work)
     pytest.raises = lambda *kinds, match=None, **more: raises(*kinds, **more)  # any words will do
-    options = [
-        "-pno:terminal",
-        "-pno:cacheprovider",
-        "-pno:faulthandler",
-        f"--rootdir={folder}",
-        "-s",
-        *options,
-    ]
-    pytest.main([*options, *files], plugins=[laws])
+    quiet = ["-pno:terminal", "-pno:cacheprovider", "-pno:faulthandler", "-s"]
+    pytest.main([*quiet, f"--rootdir={folder}", *options, *files], plugins=[laws])
     os.chdir(HERE)
     if laws.problem:
         raise laws.problem
