@@ -63,16 +63,15 @@ def some(task, names):
     return task | {"laws": laws, "unseen": []} if names else task
 
 
-def grade_apart(jobs):
-    """(the tasks, {name: result}) of jobs (name, number of a task, files, names of laws; (): all).
+def grade_apart(jobs, tasks):
+    """{name: result} of jobs (name, number of a task, files, names of laws; (): all).
 
     For a process of its own: modules of that name are imported here already.
     """
 
     def work(laws, trees):
-        tasks = classroom.with_laws(classroom.needs_of_laws(laws, trees))
         each = [(name, some(tasks[n - 1], names), files) for name, n, files, names in jobs]
-        return tasks, dict(classroom.graded(laws, trees, each, os.cpu_count()))
+        return dict(classroom.graded(laws, trees, each, os.cpu_count()))
 
     return classroom.with_reference(work)
 
@@ -117,8 +116,22 @@ def reference(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def graded(reference):
-    """(the tasks, {(kind, number, name): result}) of all solutions, in one process."""
+def folders(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "out"
+    code, said = classroom.python(HERE.parent, HERE, "make", out, "--secret", 2026)
+    assert code == 0, said
+    return out
+
+
+@pytest.fixture(scope="session")
+def tasks(folders):
+    made = json.loads((folders / "grader/tests/assignments/made.json").read_text())
+    return classroom.with_laws(made["needs"])
+
+
+@pytest.fixture(scope="session")
+def graded(reference, tasks):
+    """{(kind, number, name): result} of all solutions, in one process."""
     cases = {}
     for number, task in enumerate(classroom.TASKS[:14], 1):
         for solution in right_solutions(number):
@@ -138,16 +151,11 @@ def graded(reference):
     latin = {f: b"# coding: latin-1 \xe9\n" + s.replace(b"\n", b"\r\n") for f, s in right.items()}
     jobs += [("marked", 7, marked, ()), ("latin", 7, latin, ())]
     jobs += [("missing", 7, right, ["rewards::two_images_by_hand", "rewards::that_is_not_there"])]
-    return elsewhere(grade_apart, jobs)
-
-
-@pytest.fixture(scope="session")
-def tasks(graded):
-    return graded[0]
+    return elsewhere(grade_apart, jobs, tasks)
 
 
 def of_kind(graded, kind, number=None):
-    return {c[2]: r for c, r in graded[1].items() if c[0] == kind and c[1] == (number or c[1])}
+    return {c[2]: r for c, r in graded.items() if c[0] == kind and c[1] == (number or c[1])}
 
 
 @each_task
@@ -192,7 +200,7 @@ def test_right_solutions_have_all_points(number, graded):
 
 @pytest.mark.parametrize("name", ["marked", "latin"])
 def test_a_file_may_have_a_byte_order_mark_or_an_encoding(name, graded):
-    assert graded[1][name]["score"] == 5, graded[1][name]["output"]
+    assert graded[name]["score"] == 5, graded[name]["output"]
 
 
 @each_task
@@ -209,8 +217,8 @@ def test_hostile_functions_have_no_points(graded):
 
 
 def test_a_law_that_does_not_run_is_not_passed(graded):
-    assert graded[1]["missing"]["extra_data"]["broken"] == ["rewards::that_is_not_there"]
-    assert graded[1]["missing"]["score"] == 0.4 * 5
+    assert graded["missing"]["extra_data"]["broken"] == ["rewards::that_is_not_there"]
+    assert graded["missing"]["score"] == 0.4 * 5
 
 
 def failing_examples(secret):
@@ -401,14 +409,6 @@ def test_what_is_no_submission_is_told_what_to_hand_in(tmp_path):
 
 
 # -------------------------------------------------------------------------------- whole submissions
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    out = tmp_path_factory.mktemp("made") / "out"
-    code, said = classroom.python(HERE.parent, HERE, "make", out, "--secret", 2026)
-    assert code == 0, said
-    return out
-
-
 def run_tool(folders, folder, *arguments, **environment):
     """Runs the instructor's tool: (exit code, what it printed)."""
     tool = folders / "grader" / "tests" / "assignments"
