@@ -358,7 +358,7 @@ def test_the_table_of_all_policies_has_its_numbers_under_their_headings(run, tmp
     for name, row in (found["policies"] | found["frontier"]).items():
         [line] = [line for line in lines[start:] if line.startswith(f"{name} ")]
         expected = [name, "{:.3f} ± {:.3f}".format(*row["reward"]), f"{100 * row['accuracy']:.2f}"]
-        expected += [f"{row['blocks']:.2f}", f"{row['flops'] / 1e6:.1f}", row["needs"]]
+        expected += [f"{row['blocks']:.2f}", f"{row['flops'] / 1e6:.2f}", row["needs"]]
         assert cells(line) == expected and len(line) <= 80
 
 
