@@ -226,7 +226,8 @@ def failing_examples(secret):
 
     def work(laws, trees):
         law = next(law for law in laws.items if law.endswith("whatever_was_kept"))
-        body = "if u.numel() > 6:\n    raise ValueError(u.tolist())\nreturn 1 - u.mean(1) ** 2"
+        right = "return torch.where(correct, 1 - u.mean(1).square(), -gamma)"
+        body = f"if u.numel() > 6:\n    raise ValueError(u.tolist())\n{right}"
         classroom.put(trees, "blockdrop_min/rewards.py", "reward", ast.parse(body).body)
         runs = [laws.run([law])[law]["text"] for _ in range(2)]
         return [re.findall(r"ValueError: (\[.*)", text) for text in runs]
