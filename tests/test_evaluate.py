@@ -263,7 +263,7 @@ def test_a_run_that_has_not_come_to_its_end_has_no_fair_rivals(run, tmp_path, ca
 def test_the_table_of_three_runs_by_hand():
     rows = [(0.90, 4, 4e7, 3), (0.92, 5, 4.4e7, 5), (0.94, 6, 4.8e7, 7)]
     table, _ = printed([made_up(*row) for row in rows])
-    expected = ["BlockDrop", "92.00 ± 2.00", "5.00 ± 1.00", "44.0 ± 4.0", "45.0 ± 5.0", "5 ± 2"]
+    expected = ["BlockDrop", "92.00 ± 2.00", "5.00 ± 1.00", "44.00 ± 4.00", "45.0 ± 5.0", "5 ± 2"]
     assert cells(table[4]) == expected
     assert cells(table[1]) == ["policy", "accuracy %", "blocks", "FLOPs (M)", "saved %", "policies"]
     assert " ".join(line.split()[0] for line in table[3:]).startswith("full BlockDrop one")
