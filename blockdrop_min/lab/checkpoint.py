@@ -11,6 +11,7 @@ from ..blockdrop import BlockDrop, FixedPolicy
 from ..masked_resnet import resnet
 from ..policy_network import policy_net
 from .files import FORMAT, read_file, using, write_safely
+from .program import shown
 from .settings import unflat
 from .weights import fitting
 
@@ -59,6 +60,8 @@ def read(path):
     if len(str(path)) < 100 and Path(path).name == str(path) and not os.path.lexists(path):
         path = shipped if shipped.exists() else path
     path = Path(path)
+    if len(path.name) > 255:
+        raise ValueError(f"{shown(path)} is too long for the name of a file")
     if not path.is_dir():
         return read_whole(path), None
     try:
