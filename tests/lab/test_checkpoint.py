@@ -290,6 +290,6 @@ def test_a_shipped_model_is_loaded_by_its_name_where_nothing_else_has_it(tmp_pat
 
 def test_a_name_that_no_file_can_have_is_refused_like_another_that_is_not_there():
     for name in ("x" * 300, "nowhere"):
-        with pytest.raises(ValueError, match="too long|does not exist") as refused:
+        with pytest.raises(ValueError, match=r"too long|does not exist") as refused:
             load(name)
         assert len(str(refused.value)) < 200
