@@ -107,6 +107,8 @@ def fork(act):
     try:
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        # A shell's background process ignores Ctrl-C, and so would its children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = act() or 0
     except BaseException:
         traceback.print_exc()

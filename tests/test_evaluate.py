@@ -263,7 +263,7 @@ def test_a_run_that_has_not_come_to_its_end_has_no_fair_rivals(run, tmp_path, ca
 def test_the_table_of_three_runs_by_hand():
     rows = [(0.90, 4, 4e7, 3), (0.92, 5, 4.4e7, 5), (0.94, 6, 4.8e7, 7)]
     table, _ = printed([made_up(*row) for row in rows])
-    expected = ["BlockDrop", "92.00 ± 2.00", "5.00 ± 1.00", "44.0 ± 4.0", "45.0 ± 5.0", "5 ± 2"]
+    expected = ["BlockDrop", "92.00 ± 2.00", "5.00 ± 1.00", "44.00 ± 4.00", "45.0 ± 5.0", "5 ± 2"]
     assert cells(table[4]) == expected
     assert cells(table[1]) == ["policy", "accuracy %", "blocks", "FLOPs (M)", "saved %", "policies"]
     assert " ".join(line.split()[0] for line in table[3:]).startswith("full BlockDrop one")
@@ -358,7 +358,7 @@ def test_the_table_of_all_policies_has_its_numbers_under_their_headings(run, tmp
     for name, row in (found["policies"] | found["frontier"]).items():
         [line] = [line for line in lines[start:] if line.startswith(f"{name} ")]
         expected = [name, "{:.3f} ± {:.3f}".format(*row["reward"]), f"{100 * row['accuracy']:.2f}"]
-        expected += [f"{row['blocks']:.2f}", f"{row['flops'] / 1e6:.1f}", row["needs"]]
+        expected += [f"{row['blocks']:.2f}", f"{row['flops'] / 1e6:.2f}", row["needs"]]
         assert cells(line) == expected and len(line) <= 80
 
 

@@ -179,7 +179,7 @@ def results_table(group):
             label(name, group),
             mean_std([100 * r.accuracy for r in results], "{:.2f}"),
             mean_std([r.blocks_mean for r in results], "{:.2f}", one.blocks_std),
-            mean_std([r.flops_mean / 1e6 for r in results], "{:.1f}", one.flops_std / 1e6),
+            mean_std([r.flops_mean / 1e6 for r in results], "{:.2f}", one.flops_std / 1e6),
             mean_std([100 * r.flops_saved for r in results], "{:.1f}"),
             mean_std([r.distinct_policies for r in results], "{:.0f}"),
         ]
@@ -192,7 +192,7 @@ def enumeration_table(found):
     rows = []
     for name, row in (found["policies"] | found["frontier"]).items():
         numbers = [f"{100 * row['accuracy']:.2f}", f"{row['blocks']:.2f}"]
-        numbers.append(f"{row['flops'] / 1e6:.1f}")
+        numbers.append(f"{row['flops'] / 1e6:.2f}")
         rows.append([name, "{:.3f} ± {:.3f}".format(*row["reward"]), *numbers, row["needs"]])
     return table(["chosen", "reward", "acc. %", "blocks", "FLOPs (M)", "needs"], rows)
 
