@@ -419,7 +419,8 @@ def run_tool(folders, folder, *arguments, **environment):
 def points(folders, submission, folder):
     code, said = run_tool(folders, folder, submission, "--json", "results.json")
     assert code == 0, said
-    return [test["score"] for test in json.loads((folder / "results.json").read_text())["tests"]]
+    tests = json.loads((folder / "results.json").read_text())["tests"]
+    return [test["score"] for test in tests if "number" in test]  # the last may name unseen laws
 
 
 def test_the_skeleton_has_no_points_and_valid_json(folders, tmp_path):
@@ -468,7 +469,7 @@ def test_a_class_is_graded_whatever_one_of_it_hands_in(folders, reference, tmp_p
     long.mkdir()
     options = ["--tasks", 7, 13, "--csv", "table.csv", "--json", "results"]
     code, said = run_tool(folders, tmp_path, *names, *options, TMPDIR=str(long))
-    assert code == 2 and "missing cannot be read" in said
+    assert code == 2 and "cannot be read" in said
     with open(tmp_path / "table.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["submission", "7", "13", "sum", "note"]
