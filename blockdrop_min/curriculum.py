@@ -109,6 +109,7 @@ class Curriculum(Stage):
         return free_blocks(epoch - self.warm_epochs, num_blocks, opening or None)
 
     def step(self, model, x, y, epoch, progress, generator):
+        """See `Stage.step`."""
         if epoch < self.warm_epochs:
             return warm_start_step(model, x, y)
         fade = fading(progress, self.fade_by)  # of the whole stage, the warm start included

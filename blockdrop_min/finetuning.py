@@ -89,6 +89,7 @@ class Finetuning(Stage):
         return torch.ones(num_blocks, dtype=torch.bool)
 
     def step(self, model, x, y, epoch, progress, generator):
+        """See `Stage.step`."""
         fade = fading(progress, self.settle_by)
         fixed = next(model.policy.parameters(), None) is None  # a `FixedPolicy`
         if fixed or fade == 1:

@@ -66,4 +66,5 @@ class Pretraining(Stage):
         return torch.optim.SGD(model.resnet.parameters(), self.lr, **how)
 
     def step(self, model, x, y, epoch, progress, generator):
+        """See `Stage.step`."""
         return pretrain_step(model, x, y, drop_fraction(progress, self.drop), generator)

@@ -381,7 +381,7 @@ def test_an_error_of_who_uses_the_batches_stays_as_it_is():
 
 @pytest.mark.filterwarnings("error")
 def test_more_workers_than_cores_are_no_warning():
-    list(reading().batches(4, workers=os.cpu_count() + 1))
+    assert len(list(reading().batches(4, workers=os.cpu_count() + 1))) == 2
 
 
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
