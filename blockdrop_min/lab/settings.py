@@ -158,9 +158,9 @@ IMAGENET = PAPER | dict(
 )  # fmt: skip
 DEMO = dict(
     depth=14, width=4, policy_width=1, image_size=24, train_images=8000, val_images=2000,
-    pretrain_epochs=12, pretrain_lr=0.1, pretrain_drop=0.4, curriculum_epochs=10,
-    curriculum_batch=32, curriculum_lr=8e-3, curriculum_gamma=1.0, finetune_epochs=36,
-    finetune_lr=6e-3, finetune_gamma=0.3, finetune_settle_by=0.6,
+    pretrain_epochs=18, pretrain_lr=0.1, pretrain_drop=0.3, curriculum_epochs=10,
+    curriculum_batch=32, curriculum_lr=8e-3, curriculum_gamma=0.2, finetune_epochs=36,
+    finetune_lr=6e-3, finetune_gamma=0.1, finetune_settle_by=0.6,
 )  # fmt: skip
 SMOKE = dict(
     depth=8, train_images=600, val_images=100, pretrain_epochs=2, curriculum_epochs=2,
