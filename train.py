@@ -239,7 +239,8 @@ def check_data(settings, data, state, out):
 def run(settings, out, changed, device):
     """A whole run in its folder, which this process has for itself, and the runs of its rivals.
 
-    changed: what differs from the preset; or a line that introduces the run of a rival.
+    changed: what differs from the preset; or a line that introduces the run of a rival; None: the
+        run says nothing.
     Returns the rows of its epochs.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -254,7 +255,7 @@ def run(settings, out, changed, device):
     state = state or new_state(settings, data, device)
     state["settings"] = flat(settings)
     process.check_alike(state["stage"], state["epoch"], state["step"])
-    with Log(quiet=process.rank() > 0) as log:
+    with Log(quiet=process.rank() > 0 or changed is None) as log:
         if process.rank() == 0:
             described = flat(settings) | {"versions": versions()}
             write_safely(out / "settings.json", json.dumps(described, indent=1).encode())
@@ -287,11 +288,12 @@ def best_after_trial(policies, rival, out, device):
         return policies[0]
     epochs = max(1, rival.finetune.epochs // 12)
     trial = replace(rival, finetune=replace(rival.finetune, epochs=epochs))
+    log = Log(quiet=process.rank() > 0)
     accuracy = {}
     for policy in policies:
-        path = out / f"trial-{policy}"
-        rows = run(replace(trial, policy=policy), path, f"trial of policy {policy}", device)
+        rows = run(replace(trial, policy=policy), out / f"trial-{policy}", None, device)
         accuracy[policy] = rows[-1]["accuracy"]
+        log.say(f"trial of policy {policy} for all images: {100 * accuracy[policy]:.2f} %")
     return max(accuracy, key=accuracy.get)
 
 

@@ -341,12 +341,17 @@ def test_the_rivals_are_runs_of_one_policy_each_from_the_same_pretrained_resnet(
     assert blocks[1] - blocks[0] == 1
 
 
-def test_each_rival_is_the_best_of_a_short_trial_of_several_policies_of_its_blocks(tmp_path):
+def test_each_rival_is_the_best_of_a_short_trial_of_several_policies_of_its_blocks(
+    tmp_path, capsys
+):
     assert short_run(tmp_path, "--rivals=2") == 0
     trials = {path.name[6:]: rows(path)[-1]["accuracy"] for path in tmp_path.glob("trial-*")}
     for policy in read(tmp_path)[0]["rivals"][:2]:
         others = {u: found for u, found in trials.items() if u.count("1") == policy.count("1")}
         assert policy == "111" or (len(others), trials[policy]) == (3, max(others.values()))
+    said = [line for line in capsys.readouterr().out.splitlines() if "trial" in line]
+    lines = [f"trial of policy {u} for all images: {100 * trials[u]:.2f} %" for u in trials]
+    assert sorted(said) == sorted(lines), "a line each, without its epochs"
 
 
 def test_the_papers_heuristics_are_trained_as_long_where_five_rivals_are_asked_for(tmp_path):

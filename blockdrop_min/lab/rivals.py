@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -136,7 +137,8 @@ def dealt_loss(model, data, ours, seed=0, workers=0):
 def worth_of_looking(ours, rivals):
     """By how much accuracy BlockDrop beats one policy for all images at equal FLOPs, and its error.
 
-    Between two rivals the comparison is with the line through them, below them with the lowest.
+    The comparison is with the best that rivals have at BlockDrop's FLOPs: one that costs no more,
+    or the line from it to one that costs more. Below them all it is with the cheapest.
 
     ours: the `Result` of BlockDrop on the test set, its policy network paid for.
     rivals: those of policies for all images, trained as long, on the same images.
@@ -144,12 +146,14 @@ def worth_of_looking(ours, rivals):
     costs as much as BlockDrop, and one could.
     """
     rivals = sorted(rivals, key=lambda rival: rival.flops_mean)
-    below = [rival for rival in rivals if rival.flops_mean <= ours.flops_mean][-1:]
-    above = [rival for rival in rivals if rival.flops_mean >= ours.flops_mean][:1]
-    if not above and not (below and below[0].u.all()):
+    below = [rival for rival in rivals if rival.flops_mean <= ours.flops_mean]
+    above = [rival for rival in rivals if rival.flops_mean > ours.flops_mean]
+    dear_enough = above or [r for r in below if r.flops_mean == ours.flops_mean or r.u.all()]
+    if not dear_enough:
         return None
-    low, high = (below or above)[0], (above or below)[0]
-    span = high.flops_mean - low.flops_mean
-    share = (ours.flops_mean - low.flops_mean) / span if span else 0.0
-    line = torch.lerp(low.correct.double(), high.correct.double(), share)
-    return mean_and_error(ours.correct.double() - line)
+    lines = [low.correct.double() for low in below or above[:1]]
+    for low, high in product(below, above):
+        share = (ours.flops_mean - low.flops_mean) / (high.flops_mean - low.flops_mean)
+        lines.append(torch.lerp(low.correct.double(), high.correct.double(), share))
+    best = max(lines, key=torch.mean)
+    return mean_and_error(ours.correct.double() - best)

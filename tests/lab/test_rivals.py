@@ -280,6 +280,16 @@ def test_between_two_rivals_the_comparison_is_with_the_line_through_them():
     assert worth_of_looking(ours, [*beyond, CHEAP, DEAR]) == pytest.approx((3 / 16, error))
 
 
+def test_of_several_rivals_the_best_line_counts_however_near_the_others_are():
+    ours = result(30.0, 1, 1, 1, 1)
+    near = [result(28.0, 0, 0, 0, 1), result(32.0, 0, 0, 0, 1)]
+    expected = worth_of_looking(ours, [CHEAP, DEAR])
+    assert expected[0] == pytest.approx(3 / 8)
+    assert worth_of_looking(ours, [*near, CHEAP, DEAR]) == expected
+    better = result(21.0, 1, 1, 0, 1)  # cheaper, and as good as the dearest
+    assert worth_of_looking(ours, [better, CHEAP, DEAR])[0] == 1 / 4
+
+
 @pytest.mark.parametrize(("flops", "rival"), [(10.0, CHEAP), (20.0, CHEAP), (40.0, DEAR)])
 def test_below_all_rivals_or_at_the_flops_of_one_the_comparison_is_with_it(flops, rival):
     worth, _ = worth_of_looking(result(flops, 1, 1, 1, 1), [CHEAP, DEAR])
