@@ -34,7 +34,10 @@ class Cost(NamedTuple):
 
 @torch.no_grad()
 def resnet_cost(net, image_size):
-    """`Cost` of a `MaskedResNet` for images of this size, an int or (height, width)."""
+    """`Cost` of a `MaskedResNet` for images of this size, an int or (height, width).
+
+    Raises ValueError if there are not one or two sides, or if one is below 1.
+    """
     net = without_numbers(net)
     x, fixed = counted(net.stem, an_image(image_size))
     blocks = []
