@@ -276,6 +276,14 @@ def test_an_image_whose_sample_is_its_greedy_policy_has_advantage_0(seed):
     assert not seen["A"][same].any()
 
 
+def test_samples_that_are_the_greedy_policies_leave_nothing_to_learn():
+    # s of 0, not bounded: no sample is better or worse than the greedy policy, or could be another.
+    model = ready()
+    model.policy = Given(torch.zeros(6, 3))
+    loss, _ = step(model, *batch(), alpha=1.0)
+    assert loss.item() == 0
+
+
 @each_mask
 def test_forced_blocks_are_kept_by_the_sample_and_by_the_baseline(free):
     # A policy that would drop every block: both passes keep the forced ones, and drop the others.

@@ -96,7 +96,29 @@ def test_a_share_of_the_images_rounded_up_also_passes_with_all_blocks_on(full_fr
     assert counts == full
 
 
+def test_an_image_that_passes_twice_counts_twice_in_the_cross_entropy():
+    # All blocks are kept anyway, and images 3 to 5 are 0 to 2 again: more passes change no logit.
+    model = ready()
+    model.policy = Given(torch.ones(6, 3))
+    x, y = batch(3)
+
+    def loss(first, last, full_fraction):
+        labels = torch.cat([first, last])
+        step_of = copy.deepcopy(model), x.repeat(2, 1, 1, 1), labels, 1.0, BETA, GAMMA, rng(0)
+        return finetune_step(*step_of, full_fraction)[0]
+
+    other = (y + 1) % 5
+    expected = (2 * loss(y, y, 0.0) + loss(other, other, 0.0)) / 3
+    assert_same(loss(y, other, 0.5), expected, 1e-5)
+
+
 # ------------------------------------------------------- the joint step, laws: what it leaves alone
+def test_batchnorm_counts_one_batch_a_finetune_step():
+    model = ready()
+    step(model, *batch())
+    assert model.resnet.bn1.num_batches_tracked == 1
+
+
 def test_the_greedy_pass_of_finetuning_updates_no_batchnorm():
     model = ready()
     x, y = batch()

@@ -75,6 +75,12 @@ def test_a_wrong_sample_is_never_better_than_the_greedy_policy_and_sometimes_wor
 
 
 @each_step
+def test_a_reward_is_negative_exactly_where_the_sample_is_wrong(kind):
+    _, seen = step(kind, ready(kind), *batch(60))
+    assert_equal(seen["R"] < 0, ~seen["correct"])
+
+
+@each_step
 def test_the_entropy_bonus_of_a_block_that_is_a_coin_is_beta_ln_2(kind):
     model = ready(kind)
     model.policy = Given(torch.full((6, 3), 0.5))
