@@ -151,8 +151,8 @@ def holes(task, trees):
 
     trees: {file: its syntax tree}.
     """
-    hole, guards = ast.unparse(ast.parse(task["hole"])), task.get("guards", True)
-    bodies = {name: cut.body(trees[file], name, guards) for file, name in functions(task)}
+    hole = ast.unparse(ast.parse(task["hole"]))
+    bodies = {name: cut.body(trees[file], name, task["guards"]) for file, name in functions(task)}
     left = [name for name in bodies if bodies[name] == hole]
     return left, [name for name in bodies if hole in bodies[name] and name not in left]
 

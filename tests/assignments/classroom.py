@@ -4,6 +4,7 @@ import ast
 import csv
 import hashlib
 import inspect
+import itertools
 import json
 import operator
 import os
@@ -30,7 +31,11 @@ ROOT = HERE.parents[1]
 KNOWN = HERE / "made.json"  # in an instructor's folder: tasks, secret, what `needs_of_laws` found
 MADE = json.loads(KNOWN.read_text()) if KNOWN.exists() else {"secret": 0}
 TABLE = tomllib.loads((HERE / "tasks.toml").read_text())
-TASKS = TABLE["task"]
+USUAL = {"guards": True, "files": [], "seconds": SECONDS, "measured": []}
+TASKS = [
+    USUAL | {"number": n, "hole": f'raise NotImplementedError("task {n}: {task["title"]}")'} | task
+    for n, task in enumerate(TABLE["task"], 1)
+]
 EVERY = [TABLE["hidden"], *TASKS]  # by number
 MEASURED = "tests/measured.py"  # its laws are about a submission's runs
 IGNORED = shutil.ignore_patterns("__pycache__", ".*", "runs", "data")
@@ -130,22 +135,14 @@ def with_laws(needs, chosen=()):
     Raises ValueError if there is no such task, or if an essential law is not one that is shown.
     """
     tasks = []
-    for number, task in enumerate(TASKS, 1):
-        mine = [law for law in needs if max(needs[law]) == number]
+    for task in TASKS:
+        mine = [law for law in needs if max(needs[law]) == task["number"]]
         mine = [law for law in mine if law.split("::")[0] in task["laws"]]
-        mine = [law for law in mine if key(law) not in TABLE["spared"]] + task.get("measured", [])
-        said = f'raise NotImplementedError("task {number}: {task["title"]}")'
-        given = {
-            "number": number,
-            "hole": task.get("hole", said),
-            "files": task.get("files", []),
-            "seconds": task.get("seconds", SECONDS),
-            "laws": [law for law in mine if 0 not in needs.get(law, [])],
-            "unseen": [law for law in mine if 0 in needs.get(law, [])],
-        }
-        if not task["essential"] or not set(task["essential"]) <= set(map(key, given["laws"])):
-            raise ValueError(f"task {number} lacks {task['essential']} in {given['laws']}")
-        tasks.append(task | given)
+        mine = [law for law in mine if key(law) not in TABLE["spared"]]
+        shown = [law for law in mine if 0 not in needs[law]] + task["measured"]
+        tasks.append(task | {"laws": shown, "unseen": [law for law in mine if 0 in needs[law]]})
+        if not task["essential"] or not set(task["essential"]) <= set(map(key, shown)):
+            raise ValueError(f"task {task['number']} lacks {task['essential']} in {shown}")
     chosen = chosen or MADE.get("tasks", range(1, len(tasks) + 1))
     if not set(chosen) <= set(range(1, len(tasks) + 1)):
         raise ValueError(f"there are tasks 1 to {len(tasks)}; {list(chosen)} was given")
@@ -157,13 +154,11 @@ def write_student(folder, tasks, needs):
     """The student's folder: with holes, and without what is hidden. Returns what was cut."""
     lay_out(folder)
     bodies, opened = [], {}
-    for task in tasks:
-        for file, names in task["functions"].items():
-            tree = ast.parse((folder / file).read_text())
-            bodies += [cut.body(tree, name) for name in names]
-            opened[file] = opened.get(file, []) + names
+    for file, name in [function for task in tasks for function in functions(task)]:
+        bodies.append(cut.body(ast.parse((folder / file).read_text()), name))
+        opened.setdefault(file, []).append(name)
     for task in [*tasks, TABLE["hidden"]]:
-        edit(folder, task, lambda *_, hole=task["hole"]: hole, task.get("guards", True))
+        edit(folder, task, lambda *_, hole=task["hole"]: hole, task["guards"])
     for law in {law.split("[")[0] for law in needs if 0 in needs[law]}:
         file, name = law.split("::")
         edit(folder, {"functions": {file: [name]}}, lambda *_: TABLE["hidden"]["hole"])
@@ -224,28 +219,36 @@ def make(out, tasks=(), secret=None, say=print):
 
 
 # -------------------------------------------------------------------------------------------- grade
+def is_plain(one):
+    """Whether it is a file, and no link to one."""
+    return one.is_file() and (isinstance(one, zipfile.Path) or one.resolve() == one)
+
+
+def opened(place, depth=8):
+    """The folder of a submission in which the files are: it, or the only folder or zip in it."""
+    place = place if place.is_dir() else zipfile.Path(place.open("rb"))
+    if any((place / name).exists() for name in ("answers.py", "blockdrop_min", "runs")):
+        return place
+    inner = [one for one in place.iterdir() if not one.name.startswith((".", "__MACOSX"))]
+    inner = [one for one in inner if one.is_dir() or (one.name.endswith(".zip") and is_plain(one))]
+    if len(inner) != 1 or not depth:
+        raise ValueError("hand in the folder that has check.py in it, as it is or as a zip")
+    return opened(inner[0], depth - 1)
+
+
 def taken(path):
     """{file: bytes} of all that is graded in a submission, a folder or a zip.
 
-    It may lie in the only folder, or zip, of the submission. A file that is missing, no plain one
-    or too large is left out. Raises ValueError if nothing is there.
+    A file that is missing, no plain one or too large is left out. Raises ValueError if nothing is
+    there.
     """
-    place = path.resolve(strict=True)
-    place = place if place.is_dir() else zipfile.Path(place)
-    while not any((place / name).exists() for name in ("answers.py", "blockdrop_min", "runs")):
-        inner = [one for one in place.iterdir() if not one.name.startswith((".", "__MACOSX"))]
-        inner = [one for one in inner if one.is_dir() or one.name.endswith(".zip")]
-        if len(inner) != 1:
-            raise ValueError("hand in the folder that has check.py in it, as it is or as a zip")
-        place = inner[0] if inner[0].is_dir() else zipfile.Path(inner[0].open("rb"))
+    place = opened(path.resolve(strict=True))
     most = {file: 2**20 for task in TASKS for file in task["functions"]}
-    most |= {file: 100 * 2**20 for task in TASKS for file in task.get("files", [])}
+    most |= {file: 100 * 2**20 for task in TASKS for file in task["files"]}
     found = {}
-    for file, one in ((file, place / file) for file in most):
-        linked = isinstance(one, Path) and one.resolve() != one
-        if one.is_file() and not linked:
-            with one.open("rb") as opened:
-                found[file] = opened.read(most[file] + 1)
+    for file in [file for file in most if is_plain(place / file)]:
+        with (place / file).open("rb") as data:
+            found[file] = data.read(most[file] + 1)
     return {file: data for file, data in found.items() if len(data) <= most[file]}
 
 
@@ -312,16 +315,12 @@ def graded(laws, trees, jobs, at_once=1):
 
     jobs: (name, task, files as `taken` gives them).
     """
-    attempts = (
-        (
-            (name, task),
-            partial(attempt, laws, trees, task, files),
-            task["seconds"],
-            not task["files"],
-        )
-        for name, task, files in jobs
-    )
-    for (name, task), found, problem in apart(attempts, at_once):
+
+    def started(name, task, files):
+        work = partial(attempt, laws, trees, task, files)
+        return (name, task), work, task["seconds"], not task["files"]
+
+    for (name, task), found, problem in apart(itertools.starmap(started, jobs), at_once):
         refused, results = found or ("", {})
         wanted = [*task["laws"], *task["unseen"]]
         broken = [law for law in wanted if results.get(law, {}).get("outcome") != "passed"]

@@ -35,21 +35,20 @@ SOLUTIONS = classroom.tomllib.loads((HERE / "solutions.toml").read_text())
 each_task = pytest.mark.parametrize("number", range(1, 15))
 
 
-def fill(folder, task, bodies):
-    """Writes bodies {name: text} in the places of a task's functions."""
-    for file, names in task["functions"].items():
-        functions = {file: [name for name in names if name in bodies]}
-        new = {"functions": functions}
-        classroom.edit(folder, new, lambda _, name: bodies[name], task.get("guards", True))
-
-
 def filled(folder, task, bodies):
-    """The same, as `classroom.taken` gives it; the folder stays as it is."""
-    sources = {file: (folder / file).read_text() for file in task["functions"]}
+    """A task's files with bodies {name: text}, as `classroom.taken` gives them."""
+    found = {}
     for file, names in task["functions"].items():
         mine = {name: bodies[name] for name in names if name in bodies}
-        sources[file] = cut.replace_bodies(sources[file], mine, task.get("guards", True))
-    return {file: source.encode() for file, source in sources.items()}
+        source = cut.replace_bodies((folder / file).read_text(), mine, task["guards"])
+        found[file] = source.encode()
+    return found
+
+
+def fill(folder, task, bodies):
+    """Writes bodies {name: text} in the places of a task's functions."""
+    for file, source in filled(folder, task, bodies).items():
+        (folder / file).write_bytes(source)
 
 
 def named(task, law):
@@ -344,11 +343,8 @@ def opens_a_file():
 )
 def test_processor_time_decides_and_what_the_machine_does_is_nobodys_fault(work, expected, problem):
     ((key, found, said),) = check.apart([("key", work, 1, True)])
-    assert (
-        (key, found) == ("key", expected)
-        and said.startswith(problem)
-        and bool(said) == bool(problem)
-    )
+    assert (key, found) == ("key", expected)
+    assert said.startswith(problem) and bool(said) == bool(problem)
 
 
 def test_out_of_patience_is_not_graded(monkeypatch):
@@ -403,10 +399,21 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
     assert classroom.taken(tmp_path / "bomb.zip") == {}
 
 
-def test_what_is_no_submission_is_told_what_to_hand_in(tmp_path):
-    (tmp_path / "masked_resnet.py").touch()
+@pytest.mark.parametrize("kind", ["loose", "pipe", "linked", "deep"])
+def test_what_is_no_submission_is_told_what_to_hand_in(answers, tmp_path, kind):
+    place = tmp_path / kind
+    place.mkdir()
+    if kind == "loose":
+        (place / "masked_resnet.py").touch()
+    if kind == "pipe":
+        os.mkfifo(place / "work.zip")
+    if kind == "linked":
+        zipped = shutil.make_archive(tmp_path / "zipped", "zip", answers)
+        (place / "work.zip").symlink_to(zipped)
+    if kind == "deep":  # a zip can hold itself
+        shutil.copytree(answers, place.joinpath(*"abcdefghijkl"))
     with pytest.raises(ValueError, match=r"hand in the folder that has check\.py in it"):
-        classroom.taken(tmp_path)
+        classroom.taken(place)
 
 
 # -------------------------------------------------------------------------------- whole submissions
