@@ -16,7 +16,7 @@ from blockdrop_min.lab.rivals import dealt_loss
 from blockdrop_min.lab.settings import parse, unflat
 
 RUNS = Path("runs")  # of the folder that they are run in
-GAMMAS = (1, 4, 16)
+GAMMAS = (0.2, 1, 5)
 FREE = ("seed", "resnet", "device", "amp", "deterministic", "workers", "data_dir")  # to choose
 
 
@@ -63,12 +63,12 @@ def test_a_claim_is_what_measuring_gives(gamma):
 
 
 def test_the_loss_of_dealing_is_what_measuring_gives():
-    loss, error = dealt_loss(*measured(4), seed=2**20)
-    assert claimed(4)["dealt_loss"][0] == pytest.approx(loss, abs=3 * error + 0.001)
-    assert claimed(4)["dealt_loss"][1] == pytest.approx(error, rel=0.3, abs=0.001)
+    loss, error = dealt_loss(*measured(1), seed=2**20)
+    assert claimed(1)["dealt_loss"][0] == pytest.approx(loss, abs=3 * error + 0.001)
+    assert claimed(1)["dealt_loss"][1] == pytest.approx(error, rel=0.3, abs=0.001)
 
 
 def test_the_verdict_is_that_of_the_numbers():
     verdict = json.loads((RUNS / "verdict.json").read_text())["one per image"]
-    loss, error = claimed(4)["dealt_loss"]
+    loss, error = claimed(1)["dealt_loss"]
     assert verdict is (loss > 2 * error)
