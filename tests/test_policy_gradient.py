@@ -500,7 +500,8 @@ def test_the_mean_over_samples_comes_within_its_standard_error(seed, baseline):
     # Each sample gets a row, and so a gradient, of its own.
     repeated = s.detach().expand(N, -1).clone().requires_grad_()
     u = force_on(sample(bound(repeated, 0.8), rng(seed)), free)
-    rewards = reward(u, torch.stack([correct[key(row)][0] for row in u]), 1)
+    right = torch.cat([correct[tuple(row)] for row in u.int().tolist()])
+    rewards = reward(u, right, 1)
     critic = self_critical(s, free, R)(None) if baseline == "self-critical" else 0.0
     loss = policy_loss(bound(repeated, 0.8), u, rewards - critic, free)
     each = N * gradient(loss, repeated)  # [N, K]

@@ -71,8 +71,8 @@ def collect(folder, files, work, *options):
     sys.path[:0] = [str(folder), f"{folder}/tests"]
     raises, laws = pytest.raises, Laws(work)
     pytest.raises = lambda *kinds, match=None, **more: raises(*kinds, **more)  # any words will do
-    quiet = ["-pno:terminal", "-pno:cacheprovider", "-pno:faulthandler", "-s"]
-    pytest.main([*quiet, f"--rootdir={folder}", *options, *files], plugins=[laws])
+    quiet = [f"-pno:{name}" for name in ("terminal", "cacheprovider", "faulthandler", "logging")]
+    pytest.main([*quiet, "-s", f"--rootdir={folder}", *options, *files], plugins=[laws])
     os.chdir(HERE)
     if laws.problem:
         raise laws.problem

@@ -138,7 +138,7 @@ def with_laws(needs, chosen=()):
     for task in TASKS:
         mine = [law for law in needs if max(needs[law]) == task["number"]]
         mine = [law for law in mine if law.split("::")[0] in task["laws"]]
-        mine = [law for law in mine if key(law) not in TABLE["spared"]]
+        mine = [law for law in mine if not {key(law), law} & set(TABLE["spared"])]
         shown = [law for law in mine if 0 not in needs[law]] + task["measured"]
         tasks.append(task | {"laws": shown, "unseen": [law for law in mine if 0 in needs[law]]})
         if not task["essential"] or not set(task["essential"]) <= set(map(key, shown)):
