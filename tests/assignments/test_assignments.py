@@ -596,10 +596,10 @@ def test_unseen_laws_are_named_where_students_see_them_late(pretended, tmp_path)
 
 
 def test_two_students_with_one_run_are_told_apart_by_a_note(pretended, answers, capsys):
-    (answers / "runs" / "gamma4").mkdir(parents=True)
-    (answers / "runs" / "gamma4" / "checkpoint.pt").touch()
+    (answers / "runs" / "gamma1").mkdir(parents=True)
+    (answers / "runs" / "gamma1" / "checkpoint.pt").touch()
     pretended({"a": "", "b": ""})
-    assert "runs/gamma4/checkpoint.pt is that of a" in capsys.readouterr().out
+    assert "runs/gamma1/checkpoint.pt is that of a" in capsys.readouterr().out
 
 
 def test_two_submissions_of_one_name_are_refused(tmp_path):
