@@ -1,5 +1,6 @@
-"""The model that ships: file, code and README say the same of it. Nothing is trained here."""
+"""The models that ship: file, code and README say the same of them. Nothing is trained here."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from blockdrop_min import load
 from blockdrop_min.lab.checkpoint import MODELS
 from blockdrop_min.lab.data import load_data
 from blockdrop_min.lab.evaluation import run_policy
+from blockdrop_min.lab.images import load_image
 from blockdrop_min.lab.settings import parse
 
 ROOT = Path(__file__).parent.parent
@@ -43,3 +45,33 @@ def test_the_shipped_model_is_small_and_there_from_any_folder(demo, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert load("demo").classes == demo[1].classes
     assert (MODELS / "demo.pt").stat().st_size <= 700_000
+
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+PHOTOS = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.gz"
+
+
+def test_the_model_of_photographs_is_small_and_knows_its_classes():
+    model = load("cifar10")
+    assert (model.classes, model.resnet.num_blocks) == (CIFAR10, 15)
+    assert (MODELS / "cifar10.pt").stat().st_size <= 1_300_000
+
+
+def test_the_model_of_photographs_tells_test_images_apart_and_drops_blocks(tmp_path):
+    if not PHOTOS.exists():
+        pytest.skip("CIFAR-10's test images as JPEG files are not here")
+    names = [f"test/{name}/{i:04}.jpg" for name in CIFAR10 for i in range(30)]
+    with tarfile.open(PHOTOS) as files:
+        content = {
+            member.name: files.extractfile(member).read()
+            for member in files
+            if member.name in names
+        }
+    images = []
+    for name in names:
+        (tmp_path / "photo.jpg").write_bytes(content[name])
+        images.append(load_image(tmp_path / "photo.jpg", 32))
+    logits, u = load("cifar10")(torch.stack(images))
+    right = logits.argmax(1) == torch.arange(10).repeat_interleave(30)
+    assert right.float().mean() > 0.82
+    assert u.sum(1).mean() < 10

@@ -165,7 +165,7 @@ def label(name, group):
     """What a row of a group's results is called."""
     if name.startswith(FAIR):
         blocks = fmean(run.results[name].blocks_mean for run in group)
-        return f"one policy of {blocks:.3g} blocks, trained as long"
+        return f"one policy of {blocks:.3g} block{'s' * (blocks != 1)}, trained as long"
     policy = group[0].settings.policy
     return policy if name == "blockdrop" and policy != "learned" else NAMES[name]
 

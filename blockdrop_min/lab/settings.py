@@ -147,7 +147,7 @@ PAPER = dict(
 CIFAR10 = dict(
     data="cifar10", val_images=5000, policy_width=16, pretrain_epochs=30, pretrain_batch=128,
     pretrain_lr=0.1, pretrain_drop=0.5, curriculum_epochs=8, curriculum_batch=256,
-    curriculum_lr=4e-3, curriculum_gamma=5.0, curriculum_warm_epochs=2, finetune_epochs=20,
+    curriculum_lr=4e-3, curriculum_gamma=5.0, curriculum_warm_epochs=2, finetune_epochs=16,
     finetune_batch=128, finetune_lr=2e-3, finetune_gamma=2.0, finetune_beta=0.0,
     finetune_full_fraction=0.0, finetune_settle_by=0.3, rivals=0,
 )  # fmt: skip
