@@ -47,7 +47,7 @@ def test_the_shipped_model_is_small_and_there_from_any_folder(demo, tmp_path, mo
     assert (MODELS / "demo.pt").stat().st_size <= 700_000
 
 
-CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 PHOTOS = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.gz"
 
 
