@@ -579,3 +579,9 @@ def test_images_are_read_by_as_many_processes_as_the_run_has(
 def test_a_run_is_measured_in_channels_last(run):
     for name, p in report.open_run(run, torch.device("cpu"))[2].named_parameters():
         assert p.dim() < 4 or p.is_contiguous(memory_format=torch.channels_last), name
+
+
+def test_one_block_is_told_in_the_singular():
+    for blocks, said in ((1.0, "1 block,"), (2.0, "2 blocks,"), (1.5, "1.5 blocks,")):
+        run = SimpleNamespace(results={report.FAIR: SimpleNamespace(blocks_mean=blocks)})
+        assert report.label(report.FAIR, [run]) == f"one policy of {said} trained as long"

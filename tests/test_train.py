@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -377,6 +378,23 @@ def test_without_a_learned_policy_or_if_told_so_there_are_no_rivals(tmp_path, fl
 
 
 # -------------------------------------------------------------------------- the loop, step by step
+def before_step(steps, optimizer, *_):
+    """Notes what the optimizer is about to use."""
+    step = steps[-1]
+    parameters = dict(step.model.named_parameters())
+    step.lr = [group["lr"] for group in optimizer.param_groups]
+    step.used = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
+    step.before = {n: p.detach().clone() for n, p in parameters.items()}
+
+
+def after_step(steps, *_):
+    """Notes what the optimizer has changed."""
+    step = steps[-1]
+    parameters = dict(step.model.named_parameters())
+    step.moved = {n for n, p in parameters.items() if not torch.equal(p, step.before[n])}
+    del step.before
+
+
 def watch(patch, steps):
     """Appends to `steps` what each training step from now on is given, computes and changes."""
 
@@ -416,24 +434,11 @@ def watch(patch, steps):
     def with_hooks(make):
         def optimizer(stage, model):
             made = make(stage, model)
-            made.register_step_pre_hook(before_step)
-            made.register_step_post_hook(after_step)
+            made.register_step_pre_hook(partial(before_step, steps))
+            made.register_step_post_hook(partial(after_step, steps))
             return made
 
         return optimizer
-
-    def before_step(optimizer, *_):
-        step = steps[-1]
-        parameters = dict(step.model.named_parameters())
-        step.lr = [group["lr"] for group in optimizer.param_groups]
-        step.used = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
-        step.before = {n: p.detach().clone() for n, p in parameters.items()}
-
-    def after_step(optimizer, *_):
-        step = steps[-1]
-        parameters = dict(step.model.named_parameters())
-        step.moved = {n for n, p in parameters.items() if not torch.equal(p, step.before[n])}
-        del step.before
 
     original_augment = train.augment
     patch.setattr(train, "augment", augment)

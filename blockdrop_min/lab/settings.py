@@ -139,11 +139,11 @@ for f in fields(Settings):
 PAPER = dict(
     policy_width=16, policy_half_size=False, pretrain_drop=0.0, pretrain_epochs=24,
     pretrain_batch=512, pretrain_lr=0.3, curriculum_batch=2048, curriculum_schedule="constant",
-    curriculum_epochs=5000, curriculum_lr=1e-3,
-    curriculum_gamma=1.0, curriculum_beta=0.1, curriculum_fade_by=0.0, curriculum_classify=0.0,
-    curriculum_warm_epochs=0, curriculum_free_by=0.0, finetune_batch=256, finetune_epochs=2000,
-    finetune_schedule="step", finetune_lr=1e-4, finetune_gamma=10.0, finetune_beta=0.0,
-    finetune_full_fraction=0.0, finetune_settle_by=0.0, rivals=0,
+    curriculum_epochs=5000, curriculum_lr=1e-3, curriculum_gamma=1.0, curriculum_beta=0.1,
+    curriculum_fade_by=0.0, curriculum_classify=0.0, curriculum_warm_epochs=0,
+    curriculum_free_by=0.0, finetune_batch=256, finetune_epochs=2000, finetune_schedule="step",
+    finetune_lr=1e-4, finetune_gamma=10.0, finetune_beta=0.0, finetune_full_fraction=0.0,
+    finetune_settle_by=0.0, rivals=0,
 )  # fmt: skip
 CIFAR10 = dict(
     data="cifar10", val_images=5000, policy_width=16, pretrain_epochs=30, pretrain_batch=128,

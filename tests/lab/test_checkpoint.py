@@ -248,7 +248,8 @@ def test_an_optimizers_moments_come_back_and_what_it_was_made_with_stays(tmp_pat
 @pytest.mark.parametrize("optimizer", [None, {"state": [1]}])
 def test_moments_of_another_kind_end_in_one_line(tmp_path, optimizer):
     given = {"optimizer": optimizer}
-    refusal(tmp_path, lambda path: restore_optimizer(optimizers()[1], given, path))
+    said = refusal(tmp_path, lambda path: restore_optimizer(optimizers()[1], given, path))
+    assert "is no whole checkpoint" in said
 
 
 # --------------------------------------------------------------------------------- models that ship

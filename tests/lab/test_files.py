@@ -164,6 +164,7 @@ def test_a_folder_of_a_run_that_was_killed_early_is_ours(tmp_path):
     for name in ("notes.txt", "settings.json", "resnet.pt"):
         lock_once(tmp_path)
         (tmp_path / name).touch()
+    assert set(there(tmp_path)) >= {"notes.txt", "settings.json", "resnet.pt"}, "nothing is lost"
 
 
 # ------------------------------------------------------------------------------------ what is read

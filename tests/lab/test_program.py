@@ -57,6 +57,10 @@ def test_what_cannot_be_encoded_is_replaced_and_the_rest_delivered_at_once():
     assert content.getvalue() == b"1 ? 2"
 
 
+def is_null(stream):
+    return os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
+
+
 @pytest.mark.parametrize("kind", ["full", "pipe"])
 def test_a_stream_that_fails_is_written_to_no_more(kind):
     read_end, write_end = os.pipe()
@@ -65,6 +69,7 @@ def test_a_stream_that_fails_is_written_to_no_more(kind):
     output = Output(stream)
     for _ in range(3):
         output.write("lost\n")
+    assert is_null(stream)
     stream.close()  # as Python does at its end: an error there would change the exit code
 
 
@@ -72,7 +77,9 @@ def test_a_stream_that_fails_is_written_to_no_more(kind):
 def test_closed_or_full_streams_end_nothing(monkeypatch, full):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(f"sys.{name}", open("/dev/full", "w") if full else None)  # noqa: SIM115
-    console().print("lost")
+    screen = console()
+    screen.print("lost")
+    assert is_null(screen.file)
     complain("some.py", "lost")
 
 
