@@ -83,6 +83,11 @@ class Finetuning(Stage):
     alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
     full_fraction: float = option(0.125, "of a batch also passes with all blocks (paper: 0)", 0, 1)
     settle_by: float = option(0.5, "fraction after which only the ResNet learns; 0: never", 0, 1)
+    weight_decay: float = option(0.0, "a step's decay of weights, times the learning rate", 0, 1)
+
+    def optimizer(self, model):
+        """Adam with decoupled weight decay (authors: none)."""
+        return torch.optim.AdamW(model.parameters(), self.lr, weight_decay=self.weight_decay)
 
     def free(self, epoch, num_blocks):
         """All blocks. [K] bool"""

@@ -14,16 +14,17 @@ from .stage import Stage, option
 LEAST_RATE = 0.15  # images that drop blocks keep each one with a rate from U(LEAST_RATE, 1)
 
 
-def drop_fraction(progress, drop):
+def drop_fraction(progress, drop, begin=0.2):
     """The fraction of images that drop blocks at this point of the stage.
 
-    Plain training at first, so that blocks learn something; dropping begins after a fifth of the
-    steps and reaches its full fraction after two fifths.
+    Plain training at first, so that blocks learn something; then dropping sets in, over a fifth of
+    the stage.
 
     progress: the fraction of the stage that is done, in [0, 1].
     drop: the fraction at the end.
+    begin: the progress at which dropping begins.
     """
-    return drop * min(1.0, max(0.0, progress / 0.2 - 1))
+    return drop * min(1.0, max(0.0, (progress - begin) / 0.2))
 
 
 def random_policies(num_images, num_blocks, fraction, generator):
@@ -59,6 +60,7 @@ class Pretraining(Stage):
 
     lr: float = option(0.05, "learning rate, at its peak (SGD)", 0, 1000)
     drop: float = option(0.75, "fraction of the images that drop random blocks; 0: plain", 0, 1)
+    drop_from: float = option(0.2, "fraction of the stage after which dropping begins", 0, 1)
     learns = ("resnet",)
 
     def optimizer(self, model):
@@ -67,4 +69,5 @@ class Pretraining(Stage):
 
     def step(self, model, x, y, epoch, progress, generator):
         """See `Stage.step`."""
-        return pretrain_step(model, x, y, drop_fraction(progress, self.drop), generator)
+        fraction = drop_fraction(progress, self.drop, self.drop_from)
+        return pretrain_step(model, x, y, fraction, generator)
