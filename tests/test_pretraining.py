@@ -19,7 +19,7 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockdrop_min.pretraining import drop_fraction, pretrain_step, random_policies
+from blockdrop_min.pretraining import Pretraining, drop_fraction, pretrain_step, random_policies
 
 
 def ready(seed=0):
@@ -86,10 +86,19 @@ def test_pretraining_runs_each_image_under_a_policy_of_its_own():
 
 
 # --------------------------------------------------------------------------------------------- laws
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_the_fraction_that_drops_never_falls_and_stays_below_its_end(one, other, drop):
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_the_fraction_that_drops_never_falls_and_stays_below_its_end(one, other, drop, begin):
     early, late = sorted((one, other))
-    assert 0 <= drop_fraction(early, drop) <= drop_fraction(late, drop) <= drop
+    assert 0 <= drop_fraction(early, drop, begin) <= drop_fraction(late, drop, begin) <= drop
+    assert drop_fraction(min(early, begin), drop, begin) == 0  # plain until then
+
+
+def test_a_pretraining_stage_drops_from_its_own_point_on():
+    x, y = batch(12)
+    stage = Pretraining(drop=1.0, drop_from=0.5)
+    for progress, fraction in ((0.5, 0.0), (0.7, 1.0)):
+        expected, _ = pretrain_step(ready(), x, y, fraction, rng(4))
+        assert_same(stage.step(ready(), x, y, 0, progress, rng(4))[0], expected, 1e-6)
 
 
 @given(seeds, st.integers(1, 9), st.integers(1, 9), st.floats(0, 1))

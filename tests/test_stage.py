@@ -65,12 +65,19 @@ def test_pretraining_has_the_sgd_of_its_field():
     assert optimizer.param_groups[0]["params"] == list(model.resnet.parameters())
 
 
-@pytest.mark.parametrize("kind", [Curriculum, Finetuning])
-def test_the_later_stages_have_the_authors_adam(kind):
+@pytest.mark.parametrize(
+    ("stage", "kind", "decay"),
+    [
+        (Curriculum(lr=0.25), torch.optim.Adam, 0),
+        (Finetuning(lr=0.25), torch.optim.AdamW, 0),  # with no decay the same
+        (Finetuning(lr=0.25, weight_decay=0.03), torch.optim.AdamW, 0.03),
+    ],
+)
+def test_the_later_stages_have_the_authors_adam_and_finetuning_its_decay(stage, kind, decay):
     model = pair()
-    optimizer = kind(lr=0.25).optimizer(model)
-    assert type(optimizer) is torch.optim.Adam
-    expected = {"lr": 0.25, "weight_decay": 0, "betas": (0.9, 0.999)}
+    optimizer = stage.optimizer(model)
+    assert type(optimizer) is kind
+    expected = {"lr": 0.25, "weight_decay": decay, "betas": (0.9, 0.999)}
     assert expected.items() <= optimizer.param_groups[0].items()
     assert optimizer.param_groups[0]["params"] == list(model.parameters())
 

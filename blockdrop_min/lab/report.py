@@ -203,9 +203,12 @@ def verdict(run):
     gained = 100 * (ours.accuracy - run.results["full"].accuracy)
     loss, error = run.numbers["dealt_loss"]
     text = f"BlockDrop saves {100 * ours.flops_saved:.0f} % of the FLOPs at {gained:+.1f} points; "
-    text += f"{ours.distinct_policies} policies, which lose {100 * loss:.1f} ± {100 * error:.1f} "
-    text += "points if they are dealt to other images: "
-    text += "the choice is one per image." if loss > 2 * error else "it is not per image."
+    if ours.distinct_policies == 1:
+        text += "one policy for all images."
+    else:
+        text += f"{ours.distinct_policies} policies, which lose {100 * loss:.1f} ± "
+        text += f"{100 * error:.1f} points if they are dealt to other images: "
+        text += "the choice is one per image." if loss > 2 * error else "it is not per image."
     if run.numbers["worth_of_looking"]:
         worth, error = run.numbers["worth_of_looking"]
         text += " At equal FLOPs, looking at the image is worth "
