@@ -12,7 +12,7 @@ from .curriculum import portion
 from .policy_gradient import entropy, policy_loss
 from .policy_network import bound, greedy, sample
 from .rewards import correct_under, reward
-from .stage import Stage, fading, option
+from .stage import Stage, fading, option, sgd
 
 
 def finetune_step(model, x, y, alpha, beta, gamma, generator, full_fraction=0.0):
@@ -83,10 +83,13 @@ class Finetuning(Stage):
     alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
     full_fraction: float = option(0.125, "of a batch also passes with all blocks (paper: 0)", 0, 1)
     settle_by: float = option(0.5, "fraction after which only the ResNet learns; 0: never", 0, 1)
-    weight_decay: float = option(0.0, "a step's decay of weights, times the learning rate", 0, 1)
+    sgd: bool = option(False, "SGD with momentum; otherwise Adam (authors)")
+    weight_decay: float = option(0.0, "decay of the weights (authors: 0)", 0, 1)
 
     def optimizer(self, model):
-        """Adam with decoupled weight decay (authors: none)."""
+        """SGD as in pretraining, or Adam; its weight decay is decoupled (AdamW)."""
+        if self.sgd:
+            return sgd(model, self.lr, self.weight_decay)
         return torch.optim.AdamW(model.parameters(), self.lr, weight_decay=self.weight_decay)
 
     def free(self, epoch, num_blocks):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .stage import Stage, option
+from .stage import Stage, option, sgd
 
 LEAST_RATE = 0.15  # images that drop blocks keep each one with a rate from U(LEAST_RATE, 1)
 
@@ -64,8 +64,7 @@ class Pretraining(Stage):
     learns = ("resnet",)
 
     def optimizer(self, model):
-        how = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
-        return torch.optim.SGD(model.resnet.parameters(), self.lr, **how)
+        return sgd(model.resnet, self.lr, weight_decay=5e-4)
 
     def step(self, model, x, y, epoch, progress, generator):
         """See `Stage.step`."""

@@ -23,6 +23,12 @@ def option(default, text, low=None, high=None, choices=None):
     return field(default=default, metadata=limits)
 
 
+def sgd(network, lr, weight_decay):
+    """SGD with Nesterov's momentum, for the network's parameters."""
+    how = {"momentum": 0.9, "nesterov": True, "weight_decay": weight_decay}
+    return torch.optim.SGD(network.parameters(), lr, **how)
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage. Its fields are its settings: field `lr` of `pretrain` is the flag --pretrain-lr."""

@@ -106,13 +106,14 @@ def numbers(tmp_path, *arguments):
     return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name}?"))
 
 
-def made_up(accuracy=0.9, blocks=5.0, flops=4e7, policies=3, dealt=(0.05, 0.01), **more):
+def made_up(accuracy=0.9, blocks=5.0, flops=4e7, policies=3, dealt=(0.05, 0.01), begun=0, **more):
     """A `Run` called r with these numbers in all rows."""
     row = {"accuracy": accuracy, "blocks_mean": blocks, "blocks_std": 0.71, "flops_mean": flops}
     row |= {"flops_std": 3e6, "flops_saved": 1 - flops / 8e7, "distinct_policies": policies}
     names = ("full", "blockdrop", "trained static", "best static")
     results = {name: SimpleNamespace(**row) for name in names}
     results["full"].accuracy = 0.91
+    results |= {"pretrained": SimpleNamespace(**row | {"accuracy": begun})} if begun else {}
     found = {"worth_of_looking": None, "baselines": {"best static": {"policy": "000011111"}}}
     return report.Run("r", Settings(), None, results, {"dealt_loss": dealt} | found | more)
 
@@ -167,6 +168,28 @@ def test_a_run_without_a_learned_policy_has_its_own_rows_and_no_rivals(tmp_path,
     assert list(found["baselines"]) == (["full"] if stage == "pretrain" else ["full", "blockdrop"])
     assert found["accuracy"] == expected.accuracy and found["flops_mean"] == expected.flops_mean
     assert "dealt_loss" not in found and "learned_reward" not in found["enumeration"]
+
+
+@pytest.mark.parametrize("where", ["the folder", "another", "gone", "not a ResNet"])
+def test_the_full_network_before_finetuning_is_a_row_where_its_file_is(tmp_path, capsys, where):
+    begun = load(write_run(tmp_path / "begun")).resnet
+    data = shapes()
+    begun.fc.bias.data[data.test.labels.mode().values] += 1000  # one answer, often right
+    file = tmp_path / ("run" if where == "the folder" else "another") / "resnet.pt"
+    named = "" if where == "the folder" else str(file)
+    folder = write_run(tmp_path / "run", resnet=named)
+    file.parent.mkdir(exist_ok=True)
+    if where != "gone":
+        torch.save({} if where == "not a ResNet" else begun.state_dict(), file)
+    rows = numbers(tmp_path, folder)["baselines"]
+    problem = capsys.readouterr().err
+    assert ("resnet.pt is not compared: " in problem) == (where == "not a ResNet")
+    assert ("pretrained" in rows) == (where in ("the folder", "another"))
+    if "pretrained" in rows:
+        model = load(folder)
+        model.resnet.load_state_dict(begun.state_dict())
+        expected = run_policy(model, data.test, data.crop, torch.ones(3)).row()
+        assert rows["pretrained"] == expected != rows["full"]
 
 
 def test_the_runs_own_seed_reaches_its_rivals_and_deals_its_policies(tmp_path):
@@ -334,6 +357,8 @@ def test_a_runs_name_is_shown_as_it_is_or_escaped(tmp_path, capsys):
      ({"dealt": (0.015, 0.01)}, "1.5 ± 1.0 points if they are dealt to other images: it is not"),
      ({"dealt": (-0.05, 0.01)}, "-5.0 ± 1.0 points if they are dealt to other images: it is not"),
      ({"policies": 1}, "BlockDrop saves 50 % of the FLOPs at -1.0 points; one policy for all images."),
+     ({"begun": 0.89}, "at -1.0 points;"),  # the better full network is the rival
+     ({"begun": 0.93}, "at -3.0 points;"),
      ({"accuracy": 0.93, "flops": 1e8}, "saves -25 % of the FLOPs at +2.0 points;"),
      ({"worth_of_looking": (0.014, 0.0025)},
       "image. At equal FLOPs, looking at the image is worth 1.4 ± 0.2 points.")],

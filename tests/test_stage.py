@@ -71,13 +71,19 @@ def test_pretraining_has_the_sgd_of_its_field():
         (Curriculum(lr=0.25), torch.optim.Adam, 0),
         (Finetuning(lr=0.25), torch.optim.AdamW, 0),  # with no decay the same
         (Finetuning(lr=0.25, weight_decay=0.03), torch.optim.AdamW, 0.03),
+        (Finetuning(lr=0.25, weight_decay=5e-4, sgd=True), torch.optim.SGD, 5e-4),
     ],
 )
-def test_the_later_stages_have_the_authors_adam_and_finetuning_its_decay(stage, kind, decay):
+def test_the_later_stages_have_the_authors_adam_or_the_optimizer_of_their_fields(
+    stage, kind, decay
+):
     model = pair()
     optimizer = stage.optimizer(model)
     assert type(optimizer) is kind
-    expected = {"lr": 0.25, "weight_decay": decay, "betas": (0.9, 0.999)}
+    expected = {"lr": 0.25, "weight_decay": decay}
+    expected |= (
+        {"momentum": 0.9, "nesterov": True} if kind is torch.optim.SGD else {"betas": (0.9, 0.999)}
+    )
     assert expected.items() <= optimizer.param_groups[0].items()
     assert optimizer.param_groups[0]["params"] == list(model.parameters())
 

@@ -4,6 +4,7 @@ The test set is read nowhere else. Read after rivals.py and enumeration.py.
 """
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from .process import choose_device
 from .program import complain, console, shown
 from .rivals import dealt_loss, measure_rivals, worth_of_looking
 from .settings import Settings, unflat
+from .weights import load_foreign
 
 # What may differ between the runs of one table, and what may not between a run and its rival.
 MAY_DIFFER = ("seed", "resnet", "device", "workers", "data_dir", "rivals")
@@ -32,6 +34,7 @@ SHARED += ("finetune",)
 FAIR = "trained static"  # the fair rival nearest in FLOPs; others have a number behind it
 NAMES = {  # of the rows in tables and pictures
     "full": "full network",
+    "pretrained": "full network, before finetuning",
     "blockdrop": "BlockDrop",
     "trained first": "FirstK, trained as long",
     "trained random": "RandomK, trained as long",
@@ -80,7 +83,11 @@ def measure(name, device, data_dir=None, enumerated=False):
         raise ValueError(f"{name} was trained on the classes {theirs}, but the data has {ours}")
     seed, workers = settings.seed, settings.workers
     run = partial(run_policy, model, data.test, data.crop, workers=workers)
-    results = {"full": run(torch.ones(model.resnet.num_blocks))}
+    all_on = torch.ones(model.resnet.num_blocks)
+    results = {"full": run(all_on)}
+    begun = pretrained(name, settings, model) if state["stage"] == "finetune" else None
+    if begun:
+        results["pretrained"] = run_policy(begun, data.test, data.crop, all_on, workers=workers)
     numbers = {"run": str(name)}
     learned = None
     if state["stage"] != "pretrain":
@@ -101,6 +108,21 @@ def measure(name, device, data_dir=None, enumerated=False):
         results |= measure_rivals(model, data, learned, seed, workers)
         numbers["dealt_loss"] = dealt_loss(model, data, learned, seed, workers)
     return Run(name, settings, data, results, numbers | numbers_of(data.test, results))
+
+
+def pretrained(name, settings, model):
+    """The model with the ResNet that its run began with; None where that file is gone."""
+    own = folder_of(name) / "resnet.pt"
+    file = own if own.is_file() else Path(settings.resnet)
+    if not file.is_file():
+        return None
+    begun = deepcopy(model)
+    try:
+        load_foreign(begun.resnet, file)
+    except ValueError as problem:
+        warn(f"{file} is not compared: {problem}")
+        return None
+    return begun
 
 
 def trained_rivals(name, state, settings, data, device):
@@ -200,7 +222,8 @@ def enumeration_table(found):
 def verdict(run):
     """What came out, in words."""
     ours = run.results["blockdrop"]
-    gained = 100 * (ours.accuracy - run.results["full"].accuracy)
+    full = [run.results[name].accuracy for name in ("full", "pretrained") if name in run.results]
+    gained = 100 * (ours.accuracy - max(full))  # finetuning may spoil the full network
     loss, error = run.numbers["dealt_loss"]
     text = f"BlockDrop saves {100 * ours.flops_saved:.0f} % of the FLOPs at {gained:+.1f} points; "
     if ours.distinct_policies == 1:
