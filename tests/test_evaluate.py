@@ -356,7 +356,7 @@ def test_a_runs_name_is_shown_as_it_is_or_escaped(tmp_path, capsys):
           "points if they are dealt to other images: the choice is one per image."),
      ({"dealt": (0.015, 0.01)}, "1.5 ± 1.0 points if they are dealt to other images: it is not"),
      ({"dealt": (-0.05, 0.01)}, "-5.0 ± 1.0 points if they are dealt to other images: it is not"),
-     ({"policies": 1}, "BlockDrop saves 50 % of the FLOPs at -1.0 points; one policy for all images."),
+     ({"policies": 1}, "% of the FLOPs at -1.0 points; one policy for all images."),
      ({"begun": 0.89}, "at -1.0 points;"),  # the better full network is the rival
      ({"begun": 0.93}, "at -3.0 points;"),
      ({"accuracy": 0.93, "flops": 1e8}, "saves -25 % of the FLOPs at +2.0 points;"),

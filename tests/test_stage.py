@@ -74,9 +74,7 @@ def test_pretraining_has_the_sgd_of_its_field():
         (Finetuning(lr=0.25, weight_decay=5e-4, sgd=True), torch.optim.SGD, 5e-4),
     ],
 )
-def test_the_later_stages_have_the_authors_adam_or_the_optimizer_of_their_fields(
-    stage, kind, decay
-):
+def test_the_later_stages_have_the_authors_adam_or_what_their_fields_say(stage, kind, decay):
     model = pair()
     optimizer = stage.optimizer(model)
     assert type(optimizer) is kind
