@@ -83,14 +83,11 @@ class Finetuning(Stage):
     alpha: float = option(0.8, "sample from alpha s + (1 - alpha)(1 - s); 1: from s", 0.51, 1)
     full_fraction: float = option(0.125, "of a batch also passes with all blocks (paper: 0)", 0, 1)
     settle_by: float = option(0.5, "fraction after which only the ResNet learns; 0: never", 0, 1)
-    sgd: bool = option(False, "SGD with momentum; otherwise Adam (authors)")
-    weight_decay: float = option(0.0, "decay of the weights (authors: 0)", 0, 1)
+    sgd: bool = option(False, "SGD, as in pretraining; otherwise Adam (authors)")
 
     def optimizer(self, model):
-        """SGD as in pretraining, or Adam; its weight decay is decoupled (AdamW)."""
-        if self.sgd:
-            return sgd(model, self.lr, self.weight_decay)
-        return torch.optim.AdamW(model.parameters(), self.lr, weight_decay=self.weight_decay)
+        """SGD or Adam, for both networks."""
+        return sgd(model, self.lr) if self.sgd else super().optimizer(model)
 
     def free(self, epoch, num_blocks):
         """All blocks. [K] bool"""

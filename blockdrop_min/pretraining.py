@@ -64,7 +64,7 @@ class Pretraining(Stage):
     learns = ("resnet",)
 
     def optimizer(self, model):
-        return sgd(model.resnet, self.lr, weight_decay=5e-4)
+        return sgd(model.resnet, self.lr)
 
     def step(self, model, x, y, epoch, progress, generator):
         """See `Stage.step`."""

@@ -23,9 +23,9 @@ def option(default, text, low=None, high=None, choices=None):
     return field(default=default, metadata=limits)
 
 
-def sgd(network, lr, weight_decay):
-    """SGD with Nesterov's momentum, for the network's parameters."""
-    how = {"momentum": 0.9, "nesterov": True, "weight_decay": weight_decay}
+def sgd(network, lr):
+    """SGD with momentum and weight decay, for the network's parameters."""
+    how = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
     return torch.optim.SGD(network.parameters(), lr, **how)
 
 

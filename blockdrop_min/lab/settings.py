@@ -143,15 +143,15 @@ PAPER = dict(
     curriculum_fade_by=0.0, curriculum_classify=0.0, curriculum_warm_epochs=0,
     curriculum_free_by=0.0, finetune_batch=256, finetune_epochs=2000, finetune_schedule="step",
     finetune_lr=1e-4, finetune_gamma=10.0, finetune_beta=0.0, finetune_full_fraction=0.0,
-    finetune_settle_by=0.0, finetune_weight_decay=0.0, rivals=0,
+    finetune_settle_by=0.0, finetune_sgd=False, rivals=0,
 )  # fmt: skip
 CIFAR10 = dict(
     data="cifar10", val_images=5000, policy_width=16, pretrain_epochs=24, pretrain_batch=128,
     pretrain_lr=0.1, pretrain_drop=0.5, pretrain_drop_from=0.5, curriculum_epochs=8,
     curriculum_batch=256, curriculum_lr=4e-3, curriculum_gamma=5.0, curriculum_warm_epochs=2,
-    finetune_epochs=24, finetune_batch=128, finetune_lr=2e-3, finetune_gamma=1.0,
-    finetune_beta=0.0, finetune_full_fraction=0.0, finetune_settle_by=0.25,
-    finetune_weight_decay=0.03, rivals=0,
+    finetune_epochs=24, finetune_batch=128, finetune_sgd=True, finetune_lr=0.05,
+    finetune_gamma=1.0, finetune_beta=0.0, finetune_full_fraction=0.0, finetune_settle_by=0.25,
+    rivals=0,
 )  # fmt: skip
 IMAGENET = PAPER | dict(
     data="imagenet", family="imagenet", depth=101, val_images=10_000, policy_width=64,
