@@ -21,7 +21,7 @@ def drop_fraction(progress, drop, begin=0.2):
     the stage.
 
     progress: the fraction of the stage that is done, in [0, 1].
-    drop: the fraction at the end.
+    drop: the fraction that it reaches.
     begin: the progress at which dropping begins.
     """
     return drop * min(1.0, max(0.0, (progress - begin) / 0.2))
