@@ -4,7 +4,6 @@ The test set is read nowhere else. Read after rivals.py and enumeration.py.
 """
 
 import json
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from .process import choose_device
 from .program import complain, console, shown
 from .rivals import dealt_loss, measure_rivals, worth_of_looking
 from .settings import Settings, unflat
-from .weights import load_foreign
+from .weights import with_resnet
 
 # What may differ between the runs of one table, and what may not between a run and its rival.
 MAY_DIFFER = ("seed", "resnet", "device", "workers", "data_dir", "rivals")
@@ -116,13 +115,11 @@ def pretrained(name, settings, model):
     file = own if own.is_file() else Path(settings.resnet)
     if not file.is_file():
         return None
-    begun = deepcopy(model)
     try:
-        load_foreign(begun.resnet, file)
-    except ValueError as problem:
+        return with_resnet(model, file)
+    except (ValueError, OSError) as problem:
         warn(f"{file} is not compared: {problem}")
         return None
-    return begun
 
 
 def trained_rivals(name, state, settings, data, device):

@@ -1,6 +1,5 @@
 """The rivals that BlockDrop has to beat, and what looking at the image is worth beside them."""
 
-from copy import deepcopy
 from functools import partial
 from itertools import product
 
@@ -11,7 +10,7 @@ from .data import seeded
 from .enumeration import all_policies, count
 from .evaluation import Result, digits, mean_and_error, run_policy
 from .heuristics import static_policy
-from .weights import load_foreign
+from .weights import with_resnet
 
 DRAWS = 3  # what is random is averaged over this many draws
 COUNTED = 9  # blocks, at most, with which the best static policy is counted,
@@ -106,8 +105,7 @@ def static_rivals(model, data, resnet, workers=0):
     ours = run_policy(model, data.val, data.crop, workers=workers)
     cost = resnet_cost(model.resnet, data.crop)
     K = model.resnet.num_blocks
-    pretrained = deepcopy(model)
-    load_foreign(pretrained.resnet, resnet)
+    pretrained = with_resnet(model, resnet)
     keep = int((ours.flops_mean - cost.fixed) / max(cost.blocks))  # or more: blocks differ in cost
     keep = min(max(keep, 1), K - 1)
     found = [good_static(pretrained, data, keep, workers=workers)[:TRIALS]]

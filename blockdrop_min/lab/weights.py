@@ -95,3 +95,10 @@ def load_foreign(model, checkpoint):
     for name, network in networks.items():  # all fit, so that either both change or none
         network.load_state_dict(states[name])
     return model
+
+
+def with_resnet(model, file):
+    """A copy of a `BlockDrop`, its ResNet from this file; see `load_foreign`."""
+    other = deepcopy(model)
+    load_foreign(other.resnet, file)
+    return other
