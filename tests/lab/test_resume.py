@@ -5,6 +5,7 @@ import errno
 import pytest
 from disks import fail
 from runs import ROW, contents, state_of
+from values import others_with
 
 from blockdrop_min.lab.checkpoint import DAMAGED, NAME, save
 from blockdrop_min.lab.files import FORMAT, write_safely
@@ -58,16 +59,6 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_taken(tmp_path,
 
 
 # ---------------------------------------------------------------------------------- which settings
-OTHERS = {
-    "family": {"family": "imagenet", "depth": 18, "policy_width": 8},
-    "policy": {"policy": "first:1"},
-    "policy_start": {"policy_start": "weights.pt"},
-    "resnet": {"resnet": "weights.pt"},
-    "preset": {"preset": "demo"},
-    "depth": {"depth": 14},
-    "image_size": {"image_size": 16},
-    "curriculum_warm_epochs": {"curriculum_warm_epochs": 0},
-}
 # Written out once more: the program's own list would grow with a mistake in it.
 WHERE_AND_HOW_LONG = {"device": "cuda:1", "workers": 0, "data_dir": "elsewhere", "rivals": 1}
 WHERE_AND_HOW_LONG |= {"stages": "finetune", "finetune_epochs": 9}
@@ -75,21 +66,11 @@ OF_STAGES_THAT_ARE_OVER = {"pretrain_epochs", "curriculum_epochs"}
 DECIDED = OPTIONS.keys() - WHERE_AND_HOW_LONG.keys() - OF_STAGES_THAT_ARE_OVER
 
 
-def another(name, value):
-    """Another value of a setting."""
-    choices = OPTIONS[name][1].metadata["choices"]
-    if choices:
-        return next(choice for choice in choices if choice != value)
-    if isinstance(value, bool):
-        return not value
-    return value + 1 if isinstance(value, int) else 0.625
-
-
 @pytest.mark.parametrize("name", sorted(DECIDED))
 def test_a_setting_that_changes_what_is_learned_is_refused(tmp_path, name):
     settings = put(tmp_path, "finetune", 1)
     before = contents(tmp_path)
-    changes = OTHERS.get(name) or {name: another(name, settings[name])}
+    changes = others_with(name)
     flag = name.replace("_", "-")
     said = f"{flag} {settings[name]!r} there, {changes[name]!r} here"
     with pytest.raises(ValueError, match=said):
