@@ -4,19 +4,18 @@ import errno
 import re
 import signal
 import time
-import warnings
 
 import pytest
 import torch
 from disks import disk, fail, in_a_process, kill
 from helpers import assert_equal, rng
-from runs import OLD_NAMES, ROW, contents, old, state_of
+from runs import OLD_NAMES, ROW, contents, old, refused, state_of
 
-from blockdrop_min import FixedPolicy, load
+from blockdrop_min import load
 from blockdrop_min.lab import checkpoint
 from blockdrop_min.lab.checkpoint import NAME, PREVIOUS, read, restore, restore_optimizer, save
 from blockdrop_min.lab.files import FORMAT, write_safely
-from blockdrop_min.lab.settings import OPTIONS, flat, unflat
+from blockdrop_min.lab.settings import flat, unflat
 
 
 def photos(count=5, side=32):
@@ -43,58 +42,22 @@ def refusal(path, action=load):
 
 
 # --------------------------------------------------------------------------------------- two roads
-def test_a_loaded_model_computes_the_same_bits_and_is_ready_for_use(tmp_path):
-    state, model = state_of()
+CHANGES = [{"policy": "first:2"}, {"policy": "101"}, {"policy_width": 5}]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("changes", [{}, *CHANGES, {"policy_half_size": False}])
+def test_a_loaded_model_computes_the_same_bits_and_is_ready_for_use(tmp_path, changes):
+    state, model = state_of(**changes)
     save(tmp_path, state)
     expected = model.to(memory_format=torch.channels_last)(photos())
     for path in (tmp_path, tmp_path / NAME, str(tmp_path)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            model = load(path)
+        model = load(path)
         for one, other in zip(model(photos()), expected, strict=True):
             assert torch.equal(one, other)
         assert not any(module.training for module in model.modules())
         assert model.classes == tuple("abcdefghij")
         assert model.resnet.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"policy": "first:2"}, {"policy": "101"}, {"policy_width": 5}, {"policy_half_size": False}],
-)
-def test_a_model_is_rebuilt_from_its_settings(tmp_path, changes):
-    state, model = state_of(**changes)
-    save(tmp_path, state)
-    loaded = load(tmp_path)
-    assert isinstance(loaded.policy, FixedPolicy) == ("policy" in changes)
-    assert torch.equal(loaded(photos())[1], model(photos())[1])
-
-
-def test_what_is_saved_comes_back(tmp_path):
-    sums = {"loss": 1.5, "correct": 3.0, "images": 9.0}
-    rows = [ROW, ROW | {"stage": "curriculum", "R": 0.5, "A": -0.25}]
-    given = dict(epoch=7, step=9, sums=sums, seconds=2.5, metrics=rows, bfloat16=True)
-    state, warning = read(saved(tmp_path, **given))
-    assert {name: state[name] for name in given} == given
-    assert warning is None
-
-
-ENDS = [
-    (name, option.metadata[end])
-    for name, (_, option) in OPTIONS.items()
-    for end in ("low", "high")
-    if option.metadata.get(end) is not None
-]
-
-
-@pytest.mark.parametrize(("name", "value"), ENDS)
-def test_whatever_settings_accept_at_the_ends_of_their_ranges_reads_back(tmp_path, name, value):
-    try:
-        settings = flat(unflat(OURS["settings"] | {name: value}))
-    except ValueError:
-        pytest.skip("is accepted with other settings only")
-    state, _ = read(saved(tmp_path, settings=settings))
-    assert flat(unflat(state["settings"])) == settings
 
 
 def test_restoring_does_not_need_what_only_training_needs():
@@ -104,14 +67,6 @@ def test_restoring_does_not_need_what_only_training_needs():
 
 
 # ------------------------------------------------------------------------------- laws: how it saves
-def test_the_checkpoint_before_the_newest_is_kept_and_no_other_file(tmp_path):
-    for epoch in (1, 2, 3):
-        saved(tmp_path, epoch=epoch)
-    assert read(tmp_path)[0]["epoch"] == 3
-    assert read(tmp_path / PREVIOUS)[0]["epoch"] == 2
-    assert {path.name for path in tmp_path.iterdir()} == {NAME, PREVIOUS, "metrics.jsonl"}
-
-
 # The checkpoint, then metrics.jsonl.
 SAVE = ["write", "fsync", "replace", "replace", "write", "fsync", "replace"]
 
@@ -137,20 +92,11 @@ def test_a_save_that_ends_anywhere_leaves_a_checkpoint(tmp_path, at, act):
 
 
 # --------------------------------------------------------------------------- damage and its remedy
-@pytest.mark.parametrize("length", [None, 0, 1, 1000, -1])
-def test_a_damaged_or_missing_checkpoint_gives_way_to_the_one_before(tmp_path, length):
-    saved(tmp_path, epoch=1)
-    saved(tmp_path, epoch=2)
-    whole = (tmp_path / NAME).read_bytes()
-    (tmp_path / NAME).unlink()
-    if length is not None:
-        (tmp_path / NAME).write_bytes(whole[:length])
-    state, warning = read(tmp_path)
-    assert state["epoch"] == 1
-    assert str(tmp_path / NAME) in warning
-    assert warning.endswith(f"taking the one before, {PREVIOUS}")
-    assert warning.isprintable()
-    with pytest.warns(UserWarning, match=f"taking the one before, {PREVIOUS}"):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_loading_warns(tmp_path):
+    saved(tmp_path)
+    saved(tmp_path)
+    (tmp_path / NAME).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=f"^{tmp_path / NAME} .*the one before, {PREVIOUS}$"):
         load(tmp_path)
 
 
@@ -176,7 +122,6 @@ WRONG = {
     "a depth of text": {"settings": WITH | {"depth": "20"}},
     "a setting out of its range": {"settings": WITH | {"policy_width": 10**6}},
     "a setting of others": {"settings": WITH | {"flavour": 3}},
-    "a network of another depth": {"settings": WITH | {"depth": 14}},
     "settings that are a list": {"settings": [1]},
     "classes without names": {"classes": tuple(range(10))},
     "classes without end": {"classes": ("x" * 10**6 + "\n\x1b[2J",) * 100},
@@ -185,9 +130,7 @@ WRONG = {
     "a deviation that is 0 in float32": {"std": (0.2, 1e-50, 0.2)},
     "a deviation that is not finite": {"std": (0.2, float("nan"), 0.2)},
     "a network for other classes": {"classes": ("a", "b")},
-    "a policy network of another width": {"policy": state_of(policy_width=3)[0]["policy"]},
     "a policy network that is a list": {"policy": [1]},
-    "no weights": {"resnet": {}},
     "a weight that is not finite": {"resnet": OURS["resnet"] | {"fc.bias": NAN}},
 }
 
@@ -290,7 +233,5 @@ def test_a_shipped_model_is_loaded_by_its_name_where_nothing_else_has_it(tmp_pat
 
 
 def test_a_name_that_no_file_can_have_is_refused_like_another_that_is_not_there():
-    for name in ("x" * 300, "nowhere"):
-        with pytest.raises(ValueError, match=r"too long|does not exist") as refused:
-            load(name)
-        assert len(str(refused.value)) < 200
+    with refused("too long"):
+        load("x" * 300)

@@ -6,16 +6,7 @@ from helpers import assert_equal, cases, few, seeds, small_policy_net, small_res
 from hypothesis import given
 from torch.utils.flop_counter import FlopCounterMode
 
-from blockdrop_min import (
-    BlockDrop,
-    Cost,
-    FixedPolicy,
-    fast,
-    policy_cost,
-    policy_net,
-    resnet,
-    resnet_cost,
-)
+from blockdrop_min import BlockDrop, Cost, fast, policy_cost, policy_net, resnet, resnet_cost
 
 
 def counted(run):
@@ -103,10 +94,6 @@ def test_a_blockdrop_costs_its_policy_net_and_the_blocks_it_keeps(case, seed):
     size, x = tuple(case.x.shape[2:]), case.x.sigmoid()[:1]
     expected = policy_cost(model.policy, size) + resnet_cost(case.net, size).of(model(x)[1])
     assert counted(lambda: model(x)) == expected
-
-
-def test_a_fixed_policy_costs_nothing():
-    assert policy_cost(FixedPolicy(torch.tensor([1.0, 0.0, 1.0])), 9) == 0
 
 
 def test_policies_on_another_device_have_their_costs_there():

@@ -21,14 +21,7 @@ from torchvision import datasets
 
 from blockdrop_min.lab import data as data_module
 from blockdrop_min.lab import images as images_module
-from blockdrop_min.lab.data import (
-    STREAM_SIZE,
-    Split,
-    augment,
-    centre_crop,
-    load_data,
-    seeded,
-)
+from blockdrop_min.lab.data import STREAM_SIZE, Split, augment, centre_crop, load_data, seeded
 from blockdrop_min.lab.shapes import make_shapes
 
 
@@ -195,14 +188,6 @@ def test_the_order_is_moved_to_the_device_once_however_many_batches_there_are(mo
 
 
 # --------------------------------------------------------------------------------- sizes and counts
-def test_a_folder_of_images_is_read_with_its_classes(tmp_path):
-    data = folder(write_tree(tmp_path, suffix=".jpg"))
-    assert data.classes == ("apple", "bee")
-    for part in (data.train, data.val):
-        red = part.images[:, 0].float().mean((1, 2))  # apples are darker than bees
-        assert (red > 65).long().tolist() == part.labels.tolist()
-
-
 def test_fewer_training_images_are_drawn_from_all_of_them_and_only_they_are_read(
     tmp_path, monkeypatch
 ):
@@ -297,9 +282,7 @@ def test_a_size_that_cannot_be_had_is_refused(tmp_path, name, size, said):
         load_data(name, tmp_path, image_size=size)
 
 
-@pytest.mark.parametrize(
-    ("train", "val"), [(10, 10), (10, 11), (10, 0), (13, 3), (0, 12), (0, 100)]
-)
+@pytest.mark.parametrize(("train", "val"), [(10, 10), (10, 0), (13, 3), (0, 12)])
 def test_a_split_that_leaves_a_part_empty_is_refused_with_what_to_change(tmp_path, train, val):
     given = f"--train-images {train or 12} with --val-images {val}"
     with refused(f"{given} cannot be cut from 12 images"):

@@ -1,7 +1,6 @@
 """Files: whole or not at all, never through a link, and what is read is what was written."""
 
 import errno
-import io
 import os
 import pickle
 import re
@@ -10,7 +9,7 @@ import time
 
 import pytest
 import torch
-from disks import disk, fail, fork, in_a_process, kill, wait
+from disks import disk, fail, in_a_process, kill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import contents
@@ -49,13 +48,6 @@ def lock_once(folder):
 
 
 # ------------------------------------------------------------------------------- what is written
-def test_bytes_are_written_as_they_are_and_anything_else_by_torch(tmp_path):
-    write_safely(f"{tmp_path}/a", b"new")
-    write_safely(tmp_path / "b", {"x": torch.arange(3)})
-    assert (tmp_path / "a").read_bytes() == b"new"
-    assert torch.equal(read_file(tmp_path / "b")["x"], torch.arange(3))
-
-
 def test_the_whole_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     sizes = []
     fsync = os.fsync
@@ -88,45 +80,33 @@ def test_nothing_is_written_where_no_plain_file_stands(tmp_path, kind):
 
 
 def test_a_link_to_weights_may_be_read(tmp_path):
-    write_safely(tmp_path / "a", {"x": 1})
+    write_safely(f"{tmp_path}/a", {"x": 1})
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert read_file(tmp_path / "b") == {"x": 1}
 
 
 # ---------------------------------------------------------------------------------------- the lock
-@pytest.fixture
-def holder(tmp_path):
-    """A process that has locked the folder until it is killed."""
+def test_a_folder_that_another_process_holds_is_refused_to_its_end(tmp_path, monkeypatch):
+    def act():
+        before = there(tmp_path)
+        message = refusal(tmp_path, lock_once, tmp_path)
+        assert message.startswith(f"another run is writing to {tmp_path}; ")
+        assert there(tmp_path) == before
+        monkeypatch.setattr(files, "rank", lambda: 1)  # only the first process of a run locks
+        lock_once(tmp_path)
 
+    with locked(tmp_path):
+        assert in_a_process(act) == 0
+    assert in_a_process(lambda: lock_once(tmp_path)) == 0
+
+
+def test_the_lock_of_a_run_that_was_killed_is_free(tmp_path):
     def act():
         with locked(tmp_path):
-            (tmp_path / "held").touch()
-            time.sleep(60)
+            die()
 
-    process = fork(act)
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
-    yield process
-    kill(signal.SIGKILL, process)()
-    wait(process)
-
-
-def test_a_folder_that_another_process_holds_is_refused_to_its_end(tmp_path, holder, monkeypatch):
-    before = there(tmp_path)
-    message = refusal(tmp_path, lock_once, tmp_path)
-    assert message.startswith(f"another run is writing to {tmp_path}; ")
-    assert there(tmp_path) == before
-    with monkeypatch.context() as patch:  # only the first process of a run locks
-        patch.setattr(files, "rank", lambda: 1)
-        lock_once(tmp_path)
-    kill(signal.SIGKILL, holder)()
-    os.waitid(os.P_PID, holder, os.WEXITED | os.WNOWAIT)
+    assert in_a_process(act) == -signal.SIGKILL
     lock_once(tmp_path)
-
-
-def test_a_lock_ends_with_its_run(tmp_path):
-    lock_once(tmp_path)
-    assert in_a_process(lambda: lock_once(tmp_path)) == 0
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -176,12 +156,6 @@ def is_whole(found, kind):
     return found["format"] == kind and torch.equal(found["x"], torch.arange(9.0))
 
 
-def saved_bytes(kind, **options):
-    buffer = io.BytesIO()
-    torch.save(content_of(kind), buffer, **options)
-    return buffer.getvalue()
-
-
 def read_or_refused(path):
     """What a file holds, or None if it is refused as damaged, in one line."""
     try:
@@ -189,11 +163,6 @@ def read_or_refused(path):
     except ValueError as problem:
         assert "damaged" in str(problem)
         assert "\n" not in str(problem)
-
-
-def read_bytes(path, data):
-    path.write_bytes(data)
-    return read_or_refused(path)
 
 
 @pytest.mark.parametrize(("kind", "last"), [(FORMAT, 10**4), ("another", 100)])
@@ -218,18 +187,13 @@ def test_bytes_that_are_added_or_lost_are_found(tmp_path_factory, added, start, 
     write_safely(path, content_of(FORMAT))
     data = path.read_bytes()
     changed = data[:start] + added + data[max(start, end) :]
-    found = read_bytes(path, changed)
-    assert (found is None) == (changed != data)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_files_of_torch_old_and_new_are_read(tmp_path, zipped):
-    data = saved_bytes("any", _use_new_zipfile_serialization=zipped)
-    assert is_whole(read_bytes(tmp_path / "a", data), "any")
+    path.write_bytes(changed)
+    assert (read_or_refused(path) is None) == (changed != data)
 
 
 def test_a_file_of_ours_without_its_digest_is_refused(tmp_path):
-    assert read_bytes(tmp_path / "a", saved_bytes(FORMAT)) is None
+    torch.save(content_of(FORMAT), tmp_path / "a")
+    assert read_or_refused(tmp_path / "a") is None
 
 
 class Malicious:

@@ -1,43 +1,15 @@
 """BatchNorm folded: the same results, whatever is kept."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import (
-    EXECUTIONS,
-    assert_equal,
-    assert_same,
-    few,
-    images,
-    pictures,
-    policies,
-    randomise,
-    seeds,
-    state,
-)
+from helpers import assert_equal, assert_same, cases, few, images, policies, randomise, seeds, state
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from blockdrop_min import BlockDrop, FixedPolicy, MaskedResNet, fast, policy_net, resnet
-from blockdrop_min.masked_resnet import BasicBlock, Bottleneck
-
-
-@st.composite
-def cases(draw):
-    """A random float32 network, images and policies: a namespace with net, x and u."""
-    seed = draw(seeds)
-    segments = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-    widths = sorted(draw(st.integers(1, 20)) for _ in segments)
-    block = draw(st.sampled_from((BasicBlock, Bottleneck)))
-    family = draw(st.sampled_from(("cifar", "imagenet")))
-    net = MaskedResNet(block, segments, widths, draw(st.integers(1, 5)), family)
-    B, height, width = draw(st.integers(0, 5)), draw(st.integers(1, 20)), draw(st.integers(1, 20))
-    u = policies(B, net.num_blocks, seed, keep=draw(st.sampled_from((0.0, 0.3, 0.5, 0.7, 1.0))))
-    x = images(B, height, width, seed).float()
-    return SimpleNamespace(net=randomise(net, seed).eval(), x=x, u=u)
+from blockdrop_min import BlockDrop, FixedPolicy, fast, policy_net, resnet
 
 
 def assert_close(actual, expected):
@@ -65,9 +37,9 @@ def small_pair():
 
 
 # ---------------------------------------------------------------------------------------- two roads
-@pytest.mark.parametrize("execute", EXECUTIONS)
+@pytest.mark.parametrize("execute", ["masked", "sparse"])
 @few
-@given(case=cases())
+@given(case=cases(min_batch=0))
 def test_fast_logits_are_those_of_the_network(execute, case):
     quick = fast(case.net)
     assert_close(quick(case.x, case.u, execute), case.net(case.x, case.u, execute))
@@ -81,7 +53,7 @@ def test_a_fast_blockdrop_keeps_the_same_blocks_and_gives_the_same_logits(seed, 
     policy = policy if sizes else FixedPolicy(torch.tensor([1.0, 0.0, 1.0]))
     net = randomise(resnet(8, num_classes=4), seed)
     model = BlockDrop(net, policy, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)).eval()
-    x = pictures(B, side, seed=seed).float()
+    x = images(B, side, seed=seed).float().sigmoid()
     quick = assert_alike(model, x)
     assert_equal(fast(quick)(x), quick(x))
 
@@ -130,13 +102,6 @@ def test_the_images_and_the_model_stay_as_they_are_and_a_copy_does_not_follow_th
 
 def test_a_fast_copy_of_a_model_in_training_mode_is_in_eval_mode():
     model = small_pair().train()
-    quick = assert_alike(model, pictures(4).float())
+    quick = assert_alike(model, images(4).float().sigmoid())
     assert model.training
     assert {module.training for module in quick.modules()} == {False}
-
-
-# -------------------------------------------------------------------------------------------- edges
-@pytest.mark.parametrize("u", [torch.ones(2, 4), torch.full((3,), 0.5)])
-def test_a_bad_policy_is_refused(u):
-    with pytest.raises(ValueError, match="u "):
-        fast(resnet(8))(images(2).float(), u)

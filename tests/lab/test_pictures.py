@@ -9,14 +9,7 @@ from PIL import Image, ImageColor, ImageDraw
 from runs import split
 
 from blockdrop_min.lab.data import Split
-from blockdrop_min.lab.pictures import (
-    COLOURS,
-    LONGEST,
-    along,
-    extremes,
-    ticks,
-    tradeoff,
-)
+from blockdrop_min.lab.pictures import COLOURS, LONGEST, along, extremes, ticks, tradeoff
 
 WHITE = (255, 255, 255)
 LEFT, TOP, RIGHT, BOTTOM = 80, 44, 780, 500  # of the axes of a trade-off picture
@@ -167,9 +160,8 @@ def test_the_lines_of_an_axis_are_round_numbers_around_all_values():
     assert ticks([81.1, 35.0]) == [20, 50, 100]
     assert ticks([0.7, 18.0]) == [0.5, 1, 2, 5, 10, 20]
     assert ticks([50.0]) == [20, 50, 100]
-    assert [along(v, [1, 10, 100], 100, 300) for v in (1, 10, 100)] == pytest.approx(
-        [100, 200, 300]
-    )
+    places = [along(v, [1, 10, 100], 100, 300) for v in (1, 10, 100)]
+    assert places == pytest.approx([100, 200, 300])
 
 
 @pytest.mark.parametrize(("accuracy", "error"), [(0.0, 99.9), (1.0, 0.05)])

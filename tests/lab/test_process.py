@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from datetime import timedelta
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -39,18 +40,11 @@ def of_both(folder, act, **environment):
 # ----------------------------------------------------------------------------------------- devices
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """A machine with two GPUs, to look at. Gives the devices on which tensors are made."""
-    made = []
-    zeros = torch.zeros
-
-    def recorded(*size, device=None):
-        made.append(str(device))
-        return torch.empty(*size, device="meta") if "cuda" in str(device) else zeros(*size)
-
+    """A machine with two GPUs, to look at. Gives what makes its tensors."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch, "zeros", recorded)
-    return made
+    monkeypatch.setattr(torch, "zeros", zeros := Mock())
+    return zeros
 
 
 def start_by_torchrun(monkeypatch, local_rank):
@@ -67,16 +61,14 @@ def test_each_process_makes_its_first_tensor_on_its_own_device(
         start_by_torchrun(monkeypatch, local_rank)
     process.choose_device(name)
     gpu = "cuda" if local_rank is None else f"cuda:{local_rank}"
-    assert two_gpus == ["cpu" if name == "cpu" else gpu]
+    made = [call.kwargs["device"] for call in two_gpus.call_args_list]
+    assert made == ["cpu" if name == "cpu" else gpu]
 
 
 def test_a_gpu_that_is_not_there_is_refused_with_torchs_reason(monkeypatch, two_gpus):
-    def refusing(size, device=None):
-        raise RuntimeError(f"CUDA error: invalid device ordinal {device}\nmore lines")
-
-    monkeypatch.setattr(torch, "zeros", refusing)
+    two_gpus.side_effect = RuntimeError("CUDA error: invalid device ordinal\nmore lines")
     start_by_torchrun(monkeypatch, 2)
-    said = r"'cuda:2', which cannot be used \(CUDA error.*ordinal cuda:2; there are 2 GPUs\)"
+    said = r"'cuda:2', which cannot be used \(CUDA error.*ordinal; there are 2 GPUs\)"
     with pytest.raises(ValueError, match=said):
         process.choose_device("auto")
 
@@ -113,9 +105,7 @@ def test_one_process_has_the_whole_batch_and_its_own_sum():
 def test_parts_take_every_image_once_in_order_and_are_even(count, images):
     taken = []
     for rank in range(count):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(process, "processes", lambda: count)
-            patch.setattr(process, "rank", lambda rank=rank: rank)
+        with patch.multiple(process, processes=lambda: count, rank=lambda rank=rank: rank):
             taken.append(range(images)[my_part(images)])
     assert [image for part in taken for image in part] == list(range(images))
     assert max(map(len, taken)) - min(map(len, taken)) <= 1
@@ -151,27 +141,25 @@ def test_averaged_gradients_are_those_of_the_whole_batch_whatever_the_parts(tmp_
 
 def test_running_statistics_become_the_mean_and_frozen_ones_stay(tmp_path):
     def statistics(rank):
-        model = pair()
-        model.policy.train()
-        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        for module in norms:
-            module.running_mean.fill_(rank)
-            module.running_var.fill_(rank + 1)
+        model = torch.nn.ModuleList(torch.nn.BatchNorm2d(1) for _ in range(2))
+        model[0].eval()
+        for norm in model:
+            norm.running_mean.fill_(rank)
+            norm.running_var.fill_(rank + 1)
         average_gradients(model, 0.5)
-        return {(m.training, m.running_mean[0].item(), m.running_var[0].item()) for m in norms}
+        return [(norm.running_mean.item(), norm.running_var.item()) for norm in model]
 
     first, second = of_both(tmp_path, statistics)
-    assert first == {(False, 0, 1), (True, 0.5, 1.5)}
-    assert second == {(False, 1, 2), (True, 0.5, 1.5)}
+    assert first == [(0, 1), (0.5, 1.5)]
+    assert second == [(1, 2), (0.5, 1.5)]
 
 
 def test_processes_at_different_places_are_refused_in_all_of_them(tmp_path):
     def act(rank):
         process.check_alike("pretrain", 1, 2)
-        try:
+        with pytest.raises(ValueError) as refused:
             process.check_alike("pretrain", 1, rank)
-        except ValueError as problem:
-            return str(problem)
+        return str(refused.value)
 
     first, second = of_both(tmp_path, act)
     assert first == second
@@ -220,11 +208,11 @@ def two(tmp_path_factory):
             seeds = [a.initial_seed() for a in given if isinstance(a, torch.Generator)]
             seen[-1] = (y.tolist(), seen[-1] + seeds)
 
-        with pytest.MonkeyPatch.context() as patch:
-            watch_steps(patch, see)
-            patch.setattr(train, "augment", augmented)
-            patch.setattr(train, "make_model", lambda *a: models.append(build(*a)) or models[0])
-            code = short_run(out / "run")
+        here = pytest.MonkeyPatch()  # in this process, which ends
+        watch_steps(here, see)
+        here.setattr(train, "augment", augmented)
+        here.setattr(train, "make_model", lambda *a: models.append(build(*a)) or models[0])
+        code = short_run(out / "run")
         torch.save((seen, models[0].state_dict()), out / f"{rank}.pt")
         return code
 
@@ -254,14 +242,13 @@ def test_two_processes_end_with_the_same_bits(two):
 
 
 @pytest.mark.parametrize("end", [interrupt, kill(signal.SIGKILL)], ids=["Ctrl-C", "kill -9"])
-def test_two_processes_of_which_one_ends_go_on_with_the_same_bits(two, tmp_path, end):
+def test_two_processes_of_which_one_ends_go_on_with_the_same_bits(two, tmp_path, end, monkeypatch):
     def member(rank):
-        with pytest.MonkeyPatch.context() as patch:
-            if end is interrupt:
-                patch.setattr(train, "SAVE_EVERY", -1)
-            if rank == 1:
-                at_step(patch, 8, end)
-            return short_run(tmp_path)
+        if end is interrupt:
+            monkeypatch.setattr(train, "SAVE_EVERY", -1)
+        if rank == 1:
+            at_step(monkeypatch, 8, end)
+        return short_run(tmp_path)
 
     first, second = together(2, member)
     assert first != 0
@@ -270,15 +257,14 @@ def test_two_processes_of_which_one_ends_go_on_with_the_same_bits(two, tmp_path,
     assert differences(tmp_path, two[0]) == []
 
 
-def test_two_processes_have_the_losses_of_one_on_the_same_images(tmp_path):
+def test_two_processes_have_the_losses_of_one_on_the_same_images(tmp_path, monkeypatch):
     def member(rank):
-        with pytest.MonkeyPatch.context() as patch:
-            # Random numbers differ, and so does what BatchNorm sees: do without both.
-            patch.setattr(train, "augment", lambda x, *_: x)
-            patch.setattr(train.STAGES["pretrain"], "begin", lambda self, model: model.eval())
-            flags = ["--stages=pretrain", "--pretrain-drop=0", "--pretrain-lr=0.001"]
-            flags += ["--pretrain-batch=25"]  # 12 and 13 images, and a last step of 22
-            return short_run(tmp_path / os.environ.get("WORLD_SIZE", "1"), *flags)
+        # Random numbers differ, and so does what BatchNorm sees: do without both.
+        monkeypatch.setattr(train, "augment", lambda x, *_: x)
+        monkeypatch.setattr(train.STAGES["pretrain"], "begin", lambda self, model: model.eval())
+        flags = ["--stages=pretrain", "--pretrain-drop=0", "--pretrain-lr=0.001"]
+        flags += ["--pretrain-batch=25"]  # 12 and 13 images, and a last step of 22
+        return short_run(tmp_path / os.environ.get("WORLD_SIZE", "1"), *flags)
 
     assert in_a_process(lambda: member(0)) == 0
     assert together(2, member) == [0, 0]
@@ -287,22 +273,20 @@ def test_two_processes_have_the_losses_of_one_on_the_same_images(tmp_path):
             assert two[name] == pytest.approx(one[name], rel=1e-5), name
 
 
-def test_only_the_first_process_writes(tmp_path):
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
     def member(rank):
-        with pytest.MonkeyPatch.context() as patch:
-            if rank:
-                for name in ("save", "save_metrics", "write_safely"):
-                    patch.setattr(train, name, lambda *arguments: os._exit(9))
-            return short_run(tmp_path, "--stages=pretrain", "--pretrain-epochs=1")
+        if rank:
+            for name in ("save", "save_metrics", "write_safely"):
+                monkeypatch.setattr(train, name, lambda *arguments: os._exit(9))
+        return short_run(tmp_path, "--stages=pretrain", "--pretrain-epochs=1")
 
     assert together(2, member) == [0, 0]
 
 
-def test_a_process_without_the_others_files_is_refused_before_a_step(two, tmp_path):
+def test_a_process_without_the_others_files_is_refused_before_a_step(two, tmp_path, monkeypatch):
     def member(rank):
-        with pytest.MonkeyPatch.context() as patch:
-            watch_steps(patch, lambda *_: os._exit(9))
-            return short_run(two[0] if rank == 0 else tmp_path, "--finetune-epochs=2")
+        watch_steps(monkeypatch, lambda *_: os._exit(9))
+        return short_run(two[0] if rank == 0 else tmp_path, "--finetune-epochs=2")
 
     assert together(2, member) == [2, 2]
 

@@ -8,19 +8,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from blockdrop_min.lab.program import (
-    Output,
-    Parser,
-    complain,
-    console,
-    guarded,
-    out_of_memory,
-    shown,
-)
+from blockdrop_min.lab import program
+from blockdrop_min.lab.program import complain, console, guarded, out_of_memory, shown
 
 
 def parser():
-    parser = Parser(prog="some.py", description="What costs 50 €.")
+    parser = program.Parser(prog="some.py", description="What costs 50 €.")
     parser.add_argument("--json")
     parser.add_argument("--images", nargs="+")
     return parser
@@ -53,7 +46,7 @@ def test_help_survives_an_encoding_that_lacks_its_letters(monkeypatch):
 def test_what_cannot_be_encoded_is_replaced_and_the_rest_delivered_at_once():
     content = io.BytesIO()
     stream = io.TextIOWrapper(content, encoding="ascii")
-    Output(stream).write("1 ± 2")
+    program.Output(stream).write("1 ± 2")
     assert content.getvalue() == b"1 ? 2"
 
 
@@ -61,12 +54,11 @@ def is_null(stream):
     return os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
 
 
-@pytest.mark.parametrize("kind", ["full", "pipe"])
-def test_a_stream_that_fails_is_written_to_no_more(kind):
+def test_a_stream_that_fails_is_written_to_no_more():
     read_end, write_end = os.pipe()
     os.close(read_end)
-    stream = open("/dev/full" if kind == "full" else write_end, "w")  # noqa: SIM115
-    output = Output(stream)
+    stream = open(write_end, "w")  # noqa: SIM115
+    output = program.Output(stream)
     for _ in range(3):
         output.write("lost\n")
     assert is_null(stream)

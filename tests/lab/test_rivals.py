@@ -11,14 +11,7 @@ from runs import same, small_data
 from blockdrop_min import resnet_cost
 from blockdrop_min.lab import rivals
 from blockdrop_min.lab.evaluation import Result, digits, run_policy
-from blockdrop_min.lab.rivals import (
-    best_static,
-    dealt_loss,
-    measure_rivals,
-    pooled,
-    static_rivals,
-    worth_of_looking,
-)
+from blockdrop_min.lab.rivals import best_static, dealt_loss, measure_rivals, worth_of_looking
 
 STATIC = ("first", "distribute", "best static")
 
@@ -33,7 +26,6 @@ def result(flops, *correct):
 @pytest.fixture(scope="module")
 def measured():
     """(model, data, BlockDrop's result, its rivals) of a network of six blocks."""
-    torch.set_num_threads(1)
     model = pair(segments=(2, 2, 2))
     data = small_data(60)
     ours = run_policy(model, data.test, 9)
@@ -82,12 +74,12 @@ def test_every_row_is_its_policies_run_on_the_test_set_without_the_policy_networ
     cost = resnet_cost(model.resnet, 9)
     for name, rival in found.items():
         draws = rival.u.chunk(3 if name in ("random", "blind") else 1)
-        assert same(rival, pooled([run_policy(model, data.test, 9, u) for u in draws]))
+        assert same(rival, rivals.pooled([run_policy(model, data.test, 9, u) for u in draws]))
         assert torch.equal(rival.flops, cost.of(rival.u))
 
 
 def test_draws_are_pooled_over_all_their_images():
-    together = pooled([result(50.0, 1, 0, 1, 1), result(25.0, 0)])
+    together = rivals.pooled([result(50.0, 1, 0, 1, 1), result(25.0, 0)])
     assert (together.accuracy, together.flops_mean, together.flops_full) == (3 / 5, 45, 100)
 
 
@@ -196,12 +188,11 @@ def test_the_rivals_to_train_lie_on_both_sides_of_blockdrops_flops(measured, tmp
         model.policy.logit.weight.zero_()
         model.policy.logit.bias.copy_(9 * (torch.arange(6) >= 6 - kept) - 4.5)
     flops = run_policy(model, data.val, 9).flops_mean
-    lows, highs, *heuristics = static_rivals(model, data, tmp_path / "resnet.pt")
+    lows, highs, *heuristics = rivals.static_rivals(model, data, tmp_path / "resnet.pt")
     count = lows[0].count("1")
     assert 1 <= count == highs[0].count("1") - 1
-    cheap, *dear = cost.of(
-        torch.tensor([[float(kept) for kept in u] for u in (lows[0], *highs)])
-    ).tolist()
+    u = torch.tensor([[float(kept) for kept in policy] for policy in (lows[0], *highs)])
+    cheap, *dear = cost.of(u).tolist()
     assert (cheap <= flops or count == 1) and (min(dear) >= flops or "1" * 6 in highs)
     assert lows[0] == digits(best_static(pretrained, data, count))
     assert heuristics == [[f"{kind}:{count}"] for kind in ("first", "random", "distribute")]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockdrop_min.lab import shapes
-from blockdrop_min.lab.shapes import HARD, SHAPES, draw, hue, make_shapes, polygon, turned
+from blockdrop_min.lab.shapes import HARD, SHAPES, draw, hue, make_shapes, polygon
 
 SQUARE = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
 
@@ -29,28 +29,12 @@ def colourfulness(images):
     return (images.amax(1) - images.amin(1)).flatten(1).quantile(0.95, dim=1).mean().item()
 
 
-def without_line(monkeypatch):
-    monkeypatch.setattr(shapes, "underline", lambda grid, centre, scale: scale + torch.inf)
-
-
 # ------------------------------------------------------------------------------------------ by hand
 def test_the_distance_to_a_polygon_by_hand():
     # The centre is 1 from every side; (3, 0) is 2 off the right side; (4, 5) is 3 and 4 off the
     # corner (1, 1).
     distance = polygon(SQUARE, points((0.0, 0.0), (3.0, 0.0), (4.0, 5.0), (0.25, 0.5), (1.0, 0.0)))
     assert distance.flatten().tolist() == pytest.approx([-1, 2, 5, -0.5, 0])
-
-
-def test_a_notch_of_a_polygon_is_outside_of_it():
-    notched = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (0.0, 0.0), (-1.0, 1.0)]
-    inside, notch = polygon(notched, points((0.0, -0.5), (0.0, 0.5))).flatten()
-    assert inside < 0 < notch.item() == pytest.approx(0.5 / math.sqrt(2))
-
-
-def test_turned_points_start_at_the_top_and_take_their_radii_in_turn():
-    corners = [number for point in turned(4, [1.0, 0.5]) for number in point]
-    expected = [0, -1, 0.5, 0, 0, 1, -0.5, 0]  # y grows downwards, as in an image
-    assert corners == pytest.approx(expected, abs=1e-6)
 
 
 def test_hues_by_hand():
@@ -177,7 +161,7 @@ def test_the_underlined_shape_names_the_class_and_no_other_shape_is_of_it(monkey
 def test_a_line_is_drawn_right_below_its_shape_and_within_the_image(d, monkeypatch):
     drawn = spy(monkeypatch, "outline")
     lined = of_class("disc", d)
-    without_line(monkeypatch)
+    monkeypatch.setattr(shapes, "underline", lambda grid, centre, scale: scale + torch.inf)
     _, _, centre, _, scale = drawn[0]
     changed = (lined - of_class("disc", d)).abs().amax(1) > 0.1
     for image, (x, y), s in zip(changed, centre.flatten(1), scale.flatten(), strict=True):
