@@ -166,6 +166,19 @@ def differences(one, other):
     return found + ["metrics.jsonl"] * (one[0] != other[0])
 
 
+def workers_asked(patch):
+    """The list of how many processes are asked to read images, from now on; none is begun."""
+    asked = []
+    batches = Split.batches
+
+    def noted(self, batch_size, order=None, workers=0, part=slice):
+        asked.append(workers)
+        return batches(self, batch_size, order, 0, part)
+
+    patch.setattr(Split, "batches", noted)
+    return asked
+
+
 def folder_flags(tree):
     """Flags that make a short run one on the images of a folder from `write_tree`."""
     folder = ["--data=folder", f"--data-dir={tree}", "--image-size=0"]
