@@ -357,6 +357,3 @@ def test_nan_and_inf_in_a_forced_column_stay_out_of_the_loss_and_its_gradient(va
     found = gradient(loss, model.policy.s)
     assert not found[:, :2].any()
     assert found[:, 2].isfinite().all()
-
-
-# ---------------------------------------------------------------------------------- the step, edges

@@ -42,9 +42,6 @@ def step(model, x, y, seed=0, full_fraction=0.0, beta=BETA, gamma=GAMMA):
     return finetune_step(model, x, y, ALPHA, beta, gamma, rng(seed), full_fraction)
 
 
-# -------------------------------------------------------------------------- the joint step, by hand
-
-
 # ------------------------------------------------------------------------ the joint step, two roads
 @pytest.mark.parametrize(
     ("full_fraction", "full"),  # of 6 images, rounded up
@@ -180,9 +177,6 @@ def test_in_finetuning_the_resnet_learns():
     assert model.resnet.conv1.weight.grad.any()
 
 
-# ---------------------------------------------------------------------------- the joint step, edges
-
-
 # --------------------------------------------------------------------------------- the settled step
 @few
 @given(seeds)
@@ -208,33 +202,12 @@ def test_a_settled_step_leaves_the_policy_network_as_it_is():
     assert_no_gradient(model.policy)
 
 
-def test_in_a_settled_step_the_resnet_learns():
-    model = ready()
-    settled_step(model, *batch(), GAMMA)[0].backward()
-    assert model.resnet.conv1.weight.grad.any()
-
-
 # -------------------------------------------------------------------- the step under a fixed policy
 def test_a_fixed_policys_step_is_cross_entropy_under_it():
     model = ready(fixed=FIXED)
     x, y = batch()
     expected = F.cross_entropy(copy.deepcopy(model).resnet(x, torch.tensor(FIXED)), y)
     assert_same(settled_step(model, x, y, GAMMA)[0], expected, 1e-5)
-
-
-def test_a_fixed_policys_step_says_which_predictions_are_right():
-    model = ready(fixed=FIXED)
-    x, _ = batch()
-    y = copy.deepcopy(model).resnet(x, FIXED, execute="sparse").argmax(1)
-    y[1::2] = (y[1::2] + 1) % 5
-    assert settled_step(model, x, y, GAMMA)[1]["correct"].tolist() == [True, False] * 3
-
-
-def test_a_fixed_policys_step_computes_the_blocks_that_it_keeps():
-    model = ready(fixed=FIXED)
-    counts = images_met(model.resnet)
-    settled_step(model, *batch(), GAMMA)
-    assert counts == [6, 6]
 
 
 def test_under_a_fixed_policy_the_block_that_it_drops_does_not_learn():

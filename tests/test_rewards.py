@@ -12,7 +12,6 @@ from helpers import (
     assert_equal,
     assert_same,
     batch,
-    every_policy,
     few,
     images_met,
     pair,
@@ -77,14 +76,6 @@ def test_a_right_prediction_earns_less_with_each_block_added(K, data):
     order = torch.tensor(data.draw(st.permutations(range(K))))
     u = torch.ones(K + 1, K).tril(-1)[:, order]  # row i keeps i blocks
     assert (reward(u, torch.ones(K + 1, dtype=torch.bool), 1).diff() < 0).all()
-
-
-@given(st.integers(1, 7))
-def test_it_does_not_matter_which_blocks_are_kept(K):
-    u = every_policy(K)
-    R = reward(u, torch.ones(len(u), dtype=torch.bool), 1)
-    for count in range(K + 1):
-        assert R[u.sum(1) == count].unique().numel() == 1
 
 
 @given(outcomes(), gammas)

@@ -136,13 +136,6 @@ def test_with_0_nothing_ever_fades():
 
 
 # ------------------------------------------------------------------------- what the steps are given
-@pytest.mark.parametrize(("progress", "fraction"), [(0.1, 0), (0.3, 0.25), (0.4, 0.5), (0.9, 0.5)])
-def test_dropping_in_pretraining_rises_to_its_setting(monkeypatch, progress, fraction):
-    name, given = step_of(monkeypatch, Pretraining(drop=0.5), progress=progress)
-    assert name == "pretrain_step"
-    assert given["fraction"] == pytest.approx(fraction)
-
-
 @pytest.mark.parametrize(("epoch", "expected"), [(0, "warm"), (1, "warm"), (2, "curriculum")])
 def test_a_curriculum_begins_with_its_warm_start(monkeypatch, epoch, expected):
     stage = Curriculum(epochs=5, warm_epochs=2)

@@ -186,14 +186,3 @@ def test_a_bad_argument_gets_one_line_and_exit_code_2(flags, says, capsys, monke
     assert error.startswith("bench.py: ")
     assert says in error
     assert error.count("\n") == 1
-
-
-def test_memory_that_does_not_suffice_gets_one_line_and_exit_code_2(monkeypatch, capsys):
-    def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    monkeypatch.setattr(bench, "measure", fail)
-    assert bench.main([*ON_CPU, "--batches=2"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("bench.py: the memory does not suffice")
-    assert error.count("\n") == 1
