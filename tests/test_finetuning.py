@@ -27,7 +27,7 @@ from helpers import (
 )
 from hypothesis import given
 
-from blockdrop_min import bound, entropy, greedy, policy_loss, reward
+from blockdrop_min import entropy, greedy, policy_loss, reward
 from blockdrop_min.finetuning import finetune_step, settled_step
 
 FIXED = [1.0, 0.0, 1.0]
@@ -141,17 +141,6 @@ def test_finetuning_leaves_both_networks_in_training_mode():
 
 
 # ---------------------------------------------------------------- the joint step, laws: what learns
-def test_the_cross_entropy_reaches_only_the_resnet():
-    model = ready()
-    x, y = batch()
-    policy = copy.deepcopy(model.policy)
-    _, u, _ = drawn(model, x)
-    loss, seen = step(model, x, y)
-    s_bounded = bound(policy(x), ALPHA)
-    alone = policy_loss(s_bounded, u, seen["A"]) - BETA * entropy(s_bounded)
-    assert_same(gradients(loss, model.policy), gradients(alone, policy), 1e-6)
-
-
 def test_the_policy_loss_reaches_only_the_policy_network():
     model = ready()
     x, y = batch()

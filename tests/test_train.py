@@ -3,7 +3,6 @@
 Stopping and going on is in test_resuming.py, bad input in test_refusals.py.
 """
 
-import inspect
 import json
 import os
 import pty
@@ -56,12 +55,8 @@ def finished(tmp_path_factory):
 
 
 # ---------------------------------------------------------------------------------- a run, by hand
-def test_a_run_ends_with_exit_code_0(finished):
-    assert finished[1].returncode == 0, finished[1].stderr
-
-
-def test_a_run_says_nothing_on_stderr(finished):
-    assert finished[1].stderr == ""
+def test_a_run_ends_with_exit_code_0_and_says_nothing_on_stderr(finished):
+    assert (finished[1].returncode, finished[1].stderr) == (0, "")
 
 
 def test_a_run_leaves_its_files(finished):
@@ -97,21 +92,14 @@ def test_into_a_pipe_go_plain_lines(finished, code):
     assert code not in finished[1].stdout
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "preset smoke",
-        "'image_size': 16",
-        "seed 0",
-        "cpu, 1 process(es), 1 threads",
-        f"torch {torch.__version__}",
-        "torchvision",
-        "commit ",
-        "pretrain 32 x 2, curriculum 32 x 3, finetune 32 x 1",
-    ],
-)
-def test_a_run_says_what_it_runs_and_where(finished, said):
-    assert said in "\n".join(finished[1].stdout.splitlines()[:3])
+def test_a_run_says_what_it_runs_and_where(finished):
+    expected = [
+        "preset smoke, changed: {.*'image_size': 16, .*}; seed 0",
+        rf"folder {finished[0]}; cpu, 1 process\(es\), 1 threads, .*commit.* torch.* torchvision.*",
+        ".*; images a step x epochs: pretrain 32 x 2, curriculum 32 x 3, finetune 32 x 1",
+    ]
+    for pattern, line in zip(expected, finished[1].stdout.splitlines(), strict=False):
+        assert re.fullmatch(pattern, line), line
 
 
 def test_the_report_at_the_end_gets_the_folder_the_data_and_the_device(tmp_path, monkeypatch):
@@ -155,23 +143,10 @@ def test_on_a_terminal_there_is_a_progress_bar_and_ctrl_c_stops_it(tmp_path, mon
     assert re.search(rb"-:--:--|\d:\d\d:\d\d", shown)  # the time that is left
 
 
-# ---------------------------------------------------------------------- streams that are not there
 @pytest.mark.parametrize("name", ["exp[lr=0.1]", "a[/y]", "[bold]b", ":smile:"])
 def test_the_name_of_a_folder_is_never_markup(tmp_path, capsys, name):
     assert short_run(tmp_path / name, "--stages=pretrain", "--pretrain-epochs=1") == 0
     assert f"{tmp_path / name}; " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("streams", ["| head -1", ">&-"])
-def test_a_whole_command_survives_its_standard_output(tmp_path, streams):
-    flags = ["--stages=pretrain", "--pretrain-epochs=1", "--policy=first:2", "--out", str(tmp_path)]
-    command = " ".join([sys.executable, "train.py", *SHORT, *flags, streams])
-    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    shell = ["bash", "-o", "pipefail", "-c", command]
-    process = subprocess.run(shell, cwd=ROOT, env=environment, capture_output=True, timeout=300)
-    assert process.returncode == 0, process.stderr.decode()
-    assert process.stderr == b""
-    assert len(rows(tmp_path)) == 1
 
 
 # ----------------------------------------------------------------------------------- laws of a run
@@ -291,17 +266,16 @@ def watching():
     steps, drawn = [], []
 
     def watched(name, original):
-        def act(model, *arguments):
-            bound = inspect.signature(original).bind(model, *arguments).arguments
+        def act(model, x, y, *arguments):
             drawn.extend(a.get_state() for a in arguments if isinstance(a, torch.Generator))
-            loss, images = original(model, *arguments)
+            loss, images = original(model, x, y, *arguments)
             learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
             gradients = torch.autograd.grad(
                 loss, list(learning.values()), retain_graph=True, allow_unused=True
             )
             step = SimpleNamespace(
                 name=name,
-                given=bound,
+                y=y,
                 states=drawn.copy(),
                 modes={n for n in ("resnet", "policy") if model.get_submodule(n).training},
                 gradients=dict(zip(learning, gradients, strict=True)),
@@ -333,13 +307,8 @@ def watching():
 
 # Two epochs or more of each stage; in finetuning one of joint and one of settled steps.
 TWO_EACH = ["--finetune-epochs=2"]
-KINDS = [
-    *["pretrain_step"] * 6,
-    *["warm_start_step"] * 3,
-    *["curriculum_step"] * 6,
-    *["finetune_step"] * 3,
-    *["settled_step"] * 3,
-]
+KINDS = ["pretrain_step"] * 6 + ["warm_start_step"] * 3 + ["curriculum_step"] * 6
+KINDS += ["finetune_step"] * 3 + ["settled_step"] * 3
 SAMPLING = ("pretrain_step", "curriculum_step", "finetune_step")
 
 
@@ -397,11 +366,9 @@ def test_networks_are_trained_in_channels_last(watched):
 
 
 def test_every_step_has_the_learning_rate_of_its_place_in_the_stage(watched):
-    rates = {"pretrain": 0.05, "curriculum": 2e-3, "finetune": 1e-3}
-    counts = {"pretrain": 6, "curriculum": 9, "finetune": 6}
     expected = []
-    for name, count in counts.items():
-        expected += [rates[name] * Stage().rate(i / count) for i in range(count)]
+    for rate, count in ((0.05, 6), (2e-3, 9), (1e-3, 6)):  # the peak of each stage, and its steps
+        expected += [rate * Stage().rate(i / count) for i in range(count)]
     assert [step.lr for step in watched[1]] == [[pytest.approx(rate)] for rate in expected]
     assert max(expected) > 0.04
 
@@ -473,13 +440,13 @@ def test_the_last_row_is_what_is_measured_of_the_checkpoint(finished):
 
 def test_every_epoch_takes_each_training_image_once_the_last_short_batch_included(watched):
     expected = sorted(load_data("shapes", None, 16, 96, 24).train.labels.tolist())
-    labels = [step.given["y"].tolist() for step in watched[1]]
+    labels = [step.y.tolist() for step in watched[1]]
     for i in range(0, len(labels), 3):
         assert sorted([*labels[i], *labels[i + 1], *labels[i + 2]]) == expected, i
 
 
 def test_the_order_of_the_images_is_new_in_every_epoch_of_every_stage(watched):
-    labels = [step.given["y"].tolist() for step in watched[1]]
+    labels = [step.y.tolist() for step in watched[1]]
     orders = {str(labels[i : i + 3]) for i in range(0, len(labels), 3)}
     assert len(orders) == len(labels) // 3
 
@@ -491,23 +458,15 @@ def test_all_generators_of_all_steps_differ(watched):
     assert len(set(states)) == len(states)
 
 
-@pytest.fixture(scope="module")
-def another_seed(tmp_path_factory):
-    """The steps of the watched run with another seed."""
-    with watching() as steps:
-        assert short_run(tmp_path_factory.mktemp("seed"), *TWO_EACH, "--seed=1") == 0
-    return steps
-
-
-def test_the_generators_of_another_seed_differ(watched, another_seed):
-    one = {state.numpy().tobytes() for step in watched[1] for state in step.states}
-    other = {state.numpy().tobytes() for step in another_seed for state in step.states}
+def test_with_another_seed_every_order_and_every_generator_is_another(watched, tmp_path):
+    with watching() as others:
+        assert short_run(tmp_path, *TWO_EACH, "--seed=1") == 0
+    for one, other in zip(watched[1], others, strict=True):
+        assert one.y.tolist() != other.y.tolist(), one.name
+    one, other = (
+        {s.numpy().tobytes() for step in run for s in step.states} for run in (watched[1], others)
+    )
     assert one & other == set()
-
-
-def test_the_orders_of_another_seed_differ(watched, another_seed):
-    for one, other in zip(watched[1], another_seed, strict=True):
-        assert one.given["y"].tolist() != other.given["y"].tolist(), one.name
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
