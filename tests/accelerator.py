@@ -29,9 +29,6 @@ CUDA_CALLS = {  # what functions of torch.cuda return
     "get_device_name": "stand-in",
     "is_bf16_supported": True,
     "is_current_stream_capturing": False,
-    "reset_peak_memory_stats": None,
-    "memory_allocated": 0,
-    "max_memory_allocated": 0,
 }
 READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim")
 CPUGenerator = torch.Generator

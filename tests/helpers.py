@@ -213,7 +213,6 @@ class Reference:
 
     def shortcut(self, x, name):
         stride = self.stride(name)
-        channels = self.bn_channels(name)
         if f"{name}.downsample.0.weight" in self.weights:
             x = self.conv(x, f"{name}.downsample.0", stride)
             return self.bn(x, f"{name}.downsample.1")
@@ -222,11 +221,9 @@ class Reference:
         if stride == 2:  # the mean of each 2 x 2 window; a window over the edge has fewer pixels
             x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=torch.nan)
             x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).nanmean((3, 5))
-        zeros = x.new_zeros(len(x), channels - x.shape[1], *x.shape[2:])
+        last = self.weights.get(f"{name}.bn3.weight", self.weights[f"{name}.bn2.weight"])
+        zeros = x.new_zeros(len(x), len(last) - x.shape[1], *x.shape[2:])
         return torch.cat([x, zeros], 1)
-
-    def bn_channels(self, name):
-        return len(self.weights.get(f"{name}.bn3.weight", self.weights[f"{name}.bn2.weight"]))
 
     def head(self, x):
         return x.flatten(2).mean(2) @ self.weights["fc.weight"].T + self.weights["fc.bias"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import assert_equal, batch, pair, randomise, rng, state  # noqa: F401  (for tests)
 from PIL import Image
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
 import train
 from blockdrop_min.lab.checkpoint import build, read
@@ -140,30 +141,37 @@ def rows(folder):
 
 
 def bits(folder):
-    """A run's newest checkpoint, flat: path in its dict -> the bytes of a tensor, or the value.
+    """A run's newest checkpoint, flat: place in its dict -> the bytes of a tensor, or the value.
 
     Without what depends on the clock, and the optimizer's rates, which each step sets anew.
     """
     found = {}
-
-    def walk(value, path):
-        if isinstance(value, dict | list | tuple):
-            parts = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, part in parts:
-                walk(part, (*path, key))
-        elif path[-1] != "seconds" and "param_groups" not in path:
+    for path, value in tree_leaves_with_path(read(folder)[0]):
+        place = keystr(path)
+        if "seconds" not in place and "param_groups" not in place:
             is_tensor = isinstance(value, torch.Tensor)
-            found[path] = value.numpy().tobytes() if is_tensor else value
-
-    walk(read(folder)[0], ())
+            found[place] = value.numpy().tobytes() if is_tensor else value
     return found
 
 
 def differences(one, other):
     """Where the newest checkpoints of two runs, or the rows of their metrics, differ."""
     one, other = ((rows(folder), bits(folder)) for folder in (one, other))
-    found = sorted(str(path) for path, _ in one[1].items() ^ other[1].items())
+    found = sorted(place for place, _ in one[1].items() ^ other[1].items())
     return found + ["metrics.jsonl"] * (one[0] != other[0])
+
+
+def workers_asked(patch):
+    """The list of how many processes are asked to read images, from now on; none is begun."""
+    asked = []
+    batches = Split.batches
+
+    def noted(self, batch_size, order=None, workers=0, part=slice):
+        asked.append(workers)
+        return batches(self, batch_size, order, 0, part)
+
+    patch.setattr(Split, "batches", noted)
+    return asked
 
 
 def folder_flags(tree):

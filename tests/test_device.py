@@ -12,20 +12,11 @@ import pytest
 import torch
 from accelerator import accelerator
 from disks import at_step, interrupt
-from helpers import assert_same, batch, pair, pictures, policies, rng
+from helpers import assert_same, batch, pair, pictures, policies
 from runs import SHORT, bits, differences, small_data
 
 import train
-from blockdrop_min import (
-    BlockDrop,
-    FixedPolicy,
-    fast,
-    free_blocks,
-    load,
-    policy_net,
-    resnet,
-    resnet_cost,
-)
+from blockdrop_min import fast, free_blocks, load, resnet, resnet_cost
 from blockdrop_min.curriculum import curriculum_step, warm_start_step
 from blockdrop_min.finetuning import finetune_step, settled_step
 from blockdrop_min.lab.data import augment, seeded
@@ -120,17 +111,6 @@ def test_policies_are_forced_the_same(device):
 
 
 # --------------------------------------------------------------------------------------- the steps
-def learner(num_blocks=3, fixed=False):
-    """A float64 model with a classifier on its policy network, on the CPU."""
-    net = resnet(2 + 2 * num_blocks)
-    if fixed:
-        policy = FixedPolicy(torch.arange(num_blocks) % 2)
-    else:
-        policy = policy_net(num_blocks, width=3, num_classes=10)
-    torch.nn.init.normal_(net.fc.weight, generator=rng(0))
-    return BlockDrop(net, policy).double().train()
-
-
 def free(model):
     return free_blocks(1, model.resnet.num_blocks)  # two blocks
 
@@ -150,9 +130,10 @@ def take(step, device, num_blocks=3, again=None):
 
     again: called before the step is taken once more.
     """
-    torch.manual_seed(0)
-    model = learner(num_blocks, step == "fixed").to(device, memory_format=torch.channels_last)
-    x, y = (t.to(device) for t in batch(8, classes=10, size=16))
+    fixed = [k % 2.0 for k in range(num_blocks)] if step == "fixed" else None
+    model = pair((num_blocks // 3,) * 3, fixed=fixed, num_classes=5).double().train()
+    model = model.to(device, memory_format=torch.channels_last)
+    x, y = (t.to(device) for t in batch(8, size=16))
     x = x.double()
     generator = seeded("step", device=device)
     loss, images = STEPS[step](model, x, y, generator)

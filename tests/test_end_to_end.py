@@ -8,7 +8,6 @@ import torch
 
 import train
 from blockdrop_min import load
-from blockdrop_min.lab.checkpoint import read
 from blockdrop_min.lab.data import load_data
 from blockdrop_min.lab.evaluation import run_policy
 
@@ -20,35 +19,24 @@ FLAGS += ["--curriculum-gamma=3", "--finetune-gamma=3"]
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
+def result(tmp_path_factory):
+    """What the trained model does on the test set."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("end") / "run"
     assert train.main([*FLAGS, "--out", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def result(out):
     data = load_data("shapes", "", 16, 800, 100, with_test=True)
-    return run_policy(load(out), data.test, data.crop), data.test
+    return run_policy(load(out), data.test, data.crop)
 
 
 # Seeds 0, 1 and 2 reach an accuracy of 0.73 to 0.79, chance being 0.1, and save 26 to 53 % of the
 # FLOPs with 5 to 8 policies.
 def test_blockdrop_classifies_far_better_than_chance(result):
-    assert result[0].accuracy > 0.5
+    assert result.accuracy > 0.5
 
 
 def test_blockdrop_saves_flops_its_policy_network_included(result):
-    assert result[0].flops_saved > 0.15
+    assert result.flops_saved > 0.15
 
 
 def test_policies_differ_between_images(result):
-    assert result[0].distinct_policies >= 4
-
-
-def test_the_checkpoint_measures_as_its_last_row_says(out):
-    data = load_data("shapes", "", 16, 800, 100)
-    measured = run_policy(load(out), data.val, data.crop)
-    row = read(out)[0]["metrics"][-1]
-    assert (measured.accuracy, measured.blocks_mean) == (row["accuracy"], row["blocks_mean"])
+    assert result.distinct_policies >= 4

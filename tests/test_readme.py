@@ -28,11 +28,8 @@ def test_commands_are_found_in_blocks_and_spans():
     block = "```bash\npython train.py --b \\\n 2\n```"
     text = f"Do `python train.py --a 1; python evaluate.py x`.\n{block}"
     found = [(program, arguments.split()) for program, arguments in commands(text)]
-    assert found == [
-        ("train.py", ["--b", "2"]),
-        ("train.py", ["--a", "1"]),
-        ("evaluate.py", ["x"]),
-    ]
+    train = [("train.py", ["--b", "2"]), ("train.py", ["--a", "1"])]
+    assert found == [*train, ("evaluate.py", ["x"])]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

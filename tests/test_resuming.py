@@ -3,7 +3,6 @@
 import errno
 import shutil
 import signal
-import threading
 
 import pytest
 import torch
@@ -60,14 +59,6 @@ def test_a_run_installs_no_handler_of_a_signal(tmp_path, monkeypatch):
     assert short_run(tmp_path, "--stages=pretrain") == 0
     assert seen == [before] * 6
     assert handlers() == before
-
-
-def test_a_run_may_have_a_thread_of_its_own(tmp_path):
-    codes = []
-    thread = threading.Thread(target=lambda: codes.append(short_run(tmp_path)))
-    thread.start()
-    thread.join()
-    assert codes == [0]
 
 
 def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
@@ -154,7 +145,7 @@ def test_a_run_goes_on_in_the_arithmetic_it_began_with(tmp_path, monkeypatch, ca
     monkeypatch.setattr(process, "has_bfloat16", lambda device: not began)
     assert short_run(tmp_path, "--amp=auto") == 0
     assert set(seen) == {began}
-    assert (", bfloat16;" in capsys.readouterr().out) == began
+    assert capsys.readouterr().out.count(f", {'bfloat16' if began else 'float32'};") == 2
     assert read(tmp_path)[0]["bfloat16"] is began
 
 

@@ -4,11 +4,11 @@ import inspect
 
 import pytest
 import torch
+from disks import STEP_FUNCTIONS, watch_steps
 from helpers import batch, learning, pair, rng
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockdrop_min import curriculum, finetuning, pretraining
 from blockdrop_min.curriculum import Curriculum
 from blockdrop_min.finetuning import Finetuning
 from blockdrop_min.pretraining import Pretraining
@@ -21,21 +21,14 @@ each_stage = pytest.mark.parametrize("kind", STAGES)
 def step_of(monkeypatch, stage, epoch=0, progress=0.0, fixed=None):
     """(name, arguments by name) of the step function that a stage calls."""
     model = learning(pair(fixed=fixed, num_classes=5), resnet=True, policy=True)
+    steps = {name: inspect.signature(vars(module)[name]) for name, module in STEP_FUNCTIONS.items()}
     seen = []
-    for module in (pretraining, curriculum, finetuning):
-        for name in [name for name in vars(module) if name.endswith("_step")]:
-            original = getattr(module, name)
-
-            def watched(*arguments, name=name, original=original):
-                given = inspect.signature(original).bind(*arguments).arguments
-                seen.append((name, given))
-                return original(*arguments)
-
-            monkeypatch.setattr(module, name, watched)
+    watch_steps(monkeypatch, lambda name, *given: seen.append((name, steps[name].bind(*given))))
     generator = rng(0)
     x, y = batch()
     loss, logged = stage.step(model, x, y, epoch, progress, generator)
-    ((name, given),) = seen
+    ((name, bound),) = seen
+    given = bound.arguments
     assert (given["model"], given["x"], given["y"]) == (model, x, y)
     assert given.get("generator", generator) is generator
     assert (loss.shape, len(logged["correct"])) == ((), len(x))
@@ -136,13 +129,6 @@ def test_with_0_nothing_ever_fades():
 
 
 # ------------------------------------------------------------------------- what the steps are given
-@pytest.mark.parametrize(("progress", "fraction"), [(0.1, 0), (0.3, 0.25), (0.4, 0.5), (0.9, 0.5)])
-def test_dropping_in_pretraining_rises_to_its_setting(monkeypatch, progress, fraction):
-    name, given = step_of(monkeypatch, Pretraining(drop=0.5), progress=progress)
-    assert name == "pretrain_step"
-    assert given["fraction"] == pytest.approx(fraction)
-
-
 @pytest.mark.parametrize(("epoch", "expected"), [(0, "warm"), (1, "warm"), (2, "curriculum")])
 def test_a_curriculum_begins_with_its_warm_start(monkeypatch, epoch, expected):
     stage = Curriculum(epochs=5, warm_epochs=2)
@@ -151,16 +137,8 @@ def test_a_curriculum_begins_with_its_warm_start(monkeypatch, epoch, expected):
 
 @pytest.mark.parametrize(("progress", "faded"), [(0.25, 0.5), (0.5, 1), (0.9, 1)])
 def test_a_curriculum_hands_its_settings_to_its_step(monkeypatch, progress, faded):
-    stage = Curriculum(
-        epochs=20,
-        alpha=0.7,
-        beta=0.3,
-        gamma=1.5,
-        classify=0.25,
-        fade_by=0.5,
-        free_by=1,
-        warm_epochs=0,
-    )
+    weights = {"alpha": 0.7, "beta": 0.3, "gamma": 1.5, "classify": 0.25}
+    stage = Curriculum(epochs=20, fade_by=0.5, free_by=1, warm_epochs=0, **weights)
     _, given = step_of(monkeypatch, stage, epoch=5, progress=progress)
     assert given["alpha"] == pytest.approx(0.7 + 0.3 * faded)
     assert given["beta"] == pytest.approx(0.3 * (1 - faded))

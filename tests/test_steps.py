@@ -30,6 +30,9 @@ from blockdrop_min.finetuning import finetune_step
 
 CURRICULUM = "curriculum"
 FINETUNING = "finetuning"
+ALL = torch.tensor([True, True, True])
+EACH_FREEDOM = [(CURRICULUM, torch.arange(3) >= first) for first in (2, 1, 0)]
+EACH_FREEDOM += [(FINETUNING, ALL)]
 each_step = pytest.mark.parametrize("kind", [CURRICULUM, FINETUNING])
 
 
@@ -39,25 +42,24 @@ def ready(kind, seed=LIVELY):
     return learning(model, resnet=kind == FINETUNING, policy=True)
 
 
-def step(kind, model, x, y, seed=0, alpha=ALPHA, beta=BETA):
+def step(kind, model, x, y, seed=0, alpha=ALPHA, beta=BETA, free=ALL):
     if kind == CURRICULUM:
-        free = torch.ones(3, dtype=torch.bool)
         return curriculum_step(model, x, y, free, alpha, beta, GAMMA, rng(seed))
     return finetune_step(model, x, y, alpha, beta, GAMMA, rng(seed))
 
 
-@each_step
-def test_rewards_and_advantages_equal_a_loop_over_images(kind):
+@pytest.mark.parametrize(("kind", "free"), EACH_FREEDOM)
+def test_rewards_and_advantages_equal_a_loop_over_images(kind, free):
     model = ready(kind)
     x, _ = batch(60)
-    _, u, u_greedy = drawn(model, x)
+    _, u, u_greedy = drawn(model, x, free)
     sampled = copy.deepcopy(model.resnet)  # in the mode of the stage
     classes = sampled(x, u, execute="sparse").argmax(1)
     classes_greedy = copy.deepcopy(model.resnet).eval()(x, u_greedy).argmax(1)
     assert (classes != classes_greedy).any()
     y = torch.where(torch.arange(60) % 2 == 0, classes, classes_greedy)
     y[::5] = (y[::5] + 1) % 5  # and some that are wrong under both
-    _, seen = step(kind, model, x, y)
+    _, seen = step(kind, model, x, y, free=free)
     for i in range(60):
         R = rewarded(u[i], classes[i] == y[i])
         A = R - rewarded(u_greedy[i], classes_greedy[i] == y[i])
@@ -122,8 +124,7 @@ def test_the_policy_network_looks_once_at_each_image_whatever_else_is_asked(kind
     looks = []
     model.policy.features.conv1.register_forward_hook(lambda *_: looks.append(1))
     if kind == CURRICULUM:
-        free = torch.ones(3, dtype=torch.bool)
-        curriculum_step(model, x, y, free, ALPHA, BETA, GAMMA, rng(0), share)
+        curriculum_step(model, x, y, ALL, ALPHA, BETA, GAMMA, rng(0), share)
     else:
         finetune_step(model, x, y, ALPHA, BETA, GAMMA, rng(0), share)
     assert_equal(state(model.policy), state(once))

@@ -1,7 +1,7 @@
 """What a training step costs a GPU before it computes, by stage: waits of the CPU, and launches.
 
-Counted on the stand-in (tests/accelerator.py), for ResNet-32 and ResNet-110; an upload counts as a
-wait, though not each need be one. `python tests/speed/count_waits.py`
+Counted on the stand-in (tests/accelerator.py), for 15 and 54 blocks; an upload counts as a wait,
+though not each need be one. `python tests/speed/count_waits.py`
 """
 
 import sys
@@ -10,10 +10,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from test_device import MOST_WAITS, step_counts
+import torch
+from accelerator import accelerator
+from test_device import STEPS, take
 
-for case, (stage, changes, _) in MOST_WAITS.items():
+for step in STEPS:
     for num_blocks in (15, 54):
-        counts = step_counts(num_blocks, stage, **changes)
-        costs = ", ".join(f"{count} {name}" for name, count in counts.items())
-        print(f"{case}, {num_blocks} blocks: {costs}")
+        with accelerator() as counts:
+            take(step, torch.device("cuda"), num_blocks, again=counts.clear)
+            costs = ", ".join(f"{count} {name}" for name, count in counts.items())
+        print(f"{step}, {num_blocks} blocks: {costs}")
