@@ -530,6 +530,14 @@ def test_a_new_model_normalises_by_the_statistics_of_its_data():
     assert model.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
 
 
+def test_training_images_alone_are_padded_and_cropped_as_the_data_say(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "augment", lambda x, *how: seen.append((len(x), *how[:2])) or x)
+    short_run(tmp_path, "--stages=pretrain", "--pretrain-epochs=1")
+    assert {(crop, pad) for _, crop, pad in seen} == {(16, 2)}
+    assert sum(count for count, _, _ in seen) == IMAGES
+
+
 def test_a_new_model_is_a_function_of_its_seed():
     one = new_model(seed=3).state_dict()
     assert_equal(new_model(seed=3).state_dict(), one)
