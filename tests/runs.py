@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import assert_equal, batch, pair, randomise, rng, state  # noqa: F401  (for tests)
 from PIL import Image
-from torch.utils._pytree import keystr, tree_leaves_with_path
 
 import train
 from blockdrop_min.lab.checkpoint import build, read
@@ -141,23 +140,29 @@ def rows(folder):
 
 
 def bits(folder):
-    """A run's newest checkpoint, flat: place in its dict -> the bytes of a tensor, or the value.
+    """A run's newest checkpoint, flat: path in its dict -> the bytes of a tensor, or the value.
 
     Without what depends on the clock, and the optimizer's rates, which each step sets anew.
     """
     found = {}
-    for path, value in tree_leaves_with_path(read(folder)[0]):
-        place = keystr(path)
-        if "seconds" not in place and "param_groups" not in place:
+
+    def walk(value, path):
+        if isinstance(value, dict | list | tuple):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, part in parts:
+                walk(part, (*path, key))
+        elif path[-1] != "seconds" and "param_groups" not in path:
             is_tensor = isinstance(value, torch.Tensor)
-            found[place] = value.numpy().tobytes() if is_tensor else value
+            found[path] = value.numpy().tobytes() if is_tensor else value
+
+    walk(read(folder)[0], ())
     return found
 
 
 def differences(one, other):
     """Where the newest checkpoints of two runs, or the rows of their metrics, differ."""
     one, other = ((rows(folder), bits(folder)) for folder in (one, other))
-    found = sorted(place for place, _ in one[1].items() ^ other[1].items())
+    found = sorted(str(path) for path, _ in one[1].items() ^ other[1].items())
     return found + ["metrics.jsonl"] * (one[0] != other[0])
 
 

@@ -147,6 +147,15 @@ def test_convolutions_start_from_kaimings_normal_distribution_by_fan_out():
 
 
 # ---------------------------------------------------------------------------------------- two roads
+@in_both_modes
+@few
+@given(data=st.data())
+def test_all_ones_is_the_plain_resnet(training, data):
+    case = data.draw(cases(training=training))
+    expected = Reference(case.net, training).plain(case.x)
+    assert_same(case.net(case.x, torch.ones(case.B, case.K)), expected)
+
+
 @pytest.fixture(params=[("BasicBlock", 1), ("BasicBlock", 2), ("Bottleneck", 1), ("Bottleneck", 2)])
 def twins(request):
     """A block of torchvision's, one of ours with its weights, and its input."""

@@ -4,9 +4,11 @@ import errno
 import shutil
 
 import pytest
+import torch
 from disks import watch_steps
 from runs import SHORT, contents, folder_flags, short_run, state_of, write_tree
 
+from blockdrop_min import resnet
 from blockdrop_min.lab import checkpoint
 from blockdrop_min.lab.checkpoint import DAMAGED, NAME, PREVIOUS, save
 from blockdrop_min.lab.settings import flat, parse
@@ -126,3 +128,14 @@ REFUSED = {  # flags -> what is said of them
 @pytest.mark.parametrize("flags", REFUSED)
 def test_a_run_that_cannot_be_trained_is_refused(refused, tmp_path, flags):
     assert REFUSED[flags] in refused(tmp_path, tmp_path / "run", *flags.split())
+
+
+# ------------------------------------------------------------------------------------- the weights
+@pytest.mark.parametrize("flag", ["resnet", "policy-start"])
+def test_weights_that_cannot_be_used_are_named(refused, tmp_path, flag):
+    path = tmp_path / "weights.pt"
+    assert "weights.pt does not exist" in refused(tmp_path, tmp_path / "run", f"--{flag}={path}")
+    path.write_bytes(b"text")
+    assert "weights.pt cannot be read" in refused(tmp_path, tmp_path / "run", f"--{flag}={path}")
+    torch.save(resnet(14).state_dict(), path)
+    assert "weights.pt" in refused(tmp_path, tmp_path / "run", f"--{flag}={path}")

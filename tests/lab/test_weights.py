@@ -3,7 +3,15 @@
 import pytest
 import torch
 import torchvision
-from helpers import assert_equal, assert_same, authors_names, images, small_policy_net, small_resnet
+from helpers import (
+    assert_equal,
+    assert_same,
+    authors_names,
+    images,
+    rng,
+    small_policy_net,
+    small_resnet,
+)
 from runs import randomise, refused, state
 
 from blockdrop_min import BlockDrop, load_foreign, policy_net, resnet
@@ -236,6 +244,12 @@ def test_weights_of_something_else_are_refused(kind):
     model = make()
     with refused(said, model):
         load_foreign(model, content)
+
+
+def test_a_file_with_more_than_plain_types_and_tensors_is_refused(tmp_path):
+    torch.save({"resnet": small_resnet().state_dict(), "more": rng}, tmp_path / "evil.pt")
+    with refused("evil.pt cannot be read"):
+        load_foreign(small_resnet(), tmp_path / "evil.pt")
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), 5, "text", None])
